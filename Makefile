@@ -1,0 +1,74 @@
+# The two commands for everybody: `make demo` and `make test`. The rest is for people who change the project.
+PYTHON ?= python3
+PORT ?= 5000
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SETUP_FILES := settings.ini setup.py constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+NOTEBOOKS := $(wildcard nbs/*.ipynb)
+README := $(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --log-level ERROR \
+	--RegexRemovePreprocessor.patterns='\#\|\s*hide' --stdout
+
+.PHONY: demo test check lab train docs benchmark prepare clean help
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.serve  ## the demo and the API on port 5000, with the models in models/ (PORT=5001 for another)
+	$(BIN)/genre_nb serve --port $(PORT)
+
+test: $(VENV)/.all check  ## every notebook and every test, and whether package and README are fresh
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python -m pytest tests
+
+check: $(VENV)/.all  ## fails if genre_nb/, notebook metadata or README.md is not what the notebooks give
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT \
+	&& cp -R nbs genre_nb settings.ini "$$fresh" && find "$$fresh" -name __pycache__ -prune -exec rm -rf {} + \
+	&& (cd "$$fresh" && "$(CURDIR)/$(BIN)/nbdev_export" && "$(CURDIR)/$(BIN)/nbdev_clean") \
+	&& $(README) > "$$fresh/README.md" \
+	&& diff -r -q -x __pycache__ -x .ipynb_checkpoints genre_nb "$$fresh/genre_nb" \
+	&& diff -r -q -x .ipynb_checkpoints nbs "$$fresh/nbs" && diff -q README.md "$$fresh/README.md" \
+	&& echo "genre_nb/, notebooks and README.md are fresh" \
+	|| { echo "Stale files: run 'make prepare' and commit what it changes."; exit 1; }
+
+lab: $(VENV)/.all  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+train: $(VENV)/.all  ## every model on the data at hand
+	$(BIN)/genre_nb train --all
+
+benchmark: $(VENV)/.all  ## time and memory beside a peer
+	$(BIN)/genre_nb benchmark
+
+prepare: $(VENV)/.all  ## before a commit: export, clean, README
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(README) > README.md
+
+docs: $(VENV)/.all  ## the notebooks as HTML pages in _docs/
+	$(BIN)/jupyter nbconvert $(NOTEBOOKS) --to html --output-dir _docs
+
+clean:  ## remove the virtual environment and everything built
+	rm -rf $(VENV) build dist _docs _proc *.egg-info .pytest_cache .hypothesis
+
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make demo PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The demo needs no torch: models were exported to formats that run without it.
+$(VENV)/.serve: $(VENV)/.created $(SETUP_FILES)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve]'
+	touch $@
+
+# torch first and exactly, or pip takes a CUDA build of several GB. fastai asks for torchvision, which this project never
+# uses: where its build does not fit torch it fails to import and takes transformers down with it, so it goes.
+# blurr (ohmeow-blurr) can't be resolved beside current torch, hence --no-deps.
+$(VENV)/.all: $(VENV)/.created $(SETUP_FILES)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,train,notebooks,bench,dev]'
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(PIP) uninstall --quiet --yes torchvision
+	$(PIP) install --quiet --no-deps 'ohmeow-blurr==1.0.5'
+	touch $@ $(VENV)/.serve
