@@ -1,0 +1,1 @@
+"""A folder of files that travels in the package; this file lets importlib.resources find it (genre_nb.core)."""
