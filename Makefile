@@ -9,7 +9,8 @@ SETUP_FILES := settings.ini setup.py constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 NOTEBOOKS := $(wildcard nbs/*.ipynb)
 README := $(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --log-level ERROR \
-	--RegexRemovePreprocessor.patterns='\#\|\s*hide' --stdout
+	--RegexRemovePreprocessor.patterns='\#\|\s*hide' --TagRemovePreprocessor.enabled=True \
+	--TagRemovePreprocessor.remove_input_tags=hide-input --stdout
 
 .PHONY: demo test check lab train docs benchmark prepare clean help
 
