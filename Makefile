@@ -69,7 +69,7 @@ $(VENV)/.serve: $(VENV)/.created $(SETUP_FILES)
 # blurr (ohmeow-blurr) can't be resolved beside current torch, hence --no-deps.
 $(VENV)/.all: $(VENV)/.created $(SETUP_FILES)
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,train,notebooks,bench,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,train,notebooks,dev]'
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(PIP) uninstall --quiet --yes torchvision
 	$(PIP) install --quiet --no-deps 'ohmeow-blurr==1.0.5'
 	touch $@ $(VENV)/.serve
