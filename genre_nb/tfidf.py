@@ -11,13 +11,16 @@ __all__ = ['REFERENCE_SOURCE', 'SOURCE_WEIGHTS', 'MINIMUM_ROWS', 'SUPPORT_VECTOR
            'random_forest', 'near_duplicates', 'without_near_duplicates', 'CrossValidation',
            'cross_validate_classifier', 'stratified_folds', 'Correction', 'fit_correction', 'cross_fitted_scores',
            'fold_correction', 'fit_calibrated', 'validation_table', 'genre_words', 'genre_words_plot',
-           'word_contributions', 'save', 'load', 'write_study', 'study_plot']
+           'word_contributions', 'skops_files', 'save', 'load', 'write_study', 'study_plot']
 
-# %% ../nbs/07_tfidf.ipynb #3bd49761
+# %% ../nbs/07_tfidf.ipynb #269fe4a0
+import importlib
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import ZIP_DEFLATED
 
@@ -27,7 +30,7 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import TfidfTransformer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.naive_bayes import ComplementNB, MultinomialNB
@@ -37,7 +40,7 @@ from sklearn.svm import LinearSVC
 from .core import SEED, atomic_path, require
 from .evaluation import evaluate, fit_temperature, format_json, log_scores, softmax
 from .preprocessing import Preprocessor
-from .text import Token
+from .text import STOP_WORDS, Token
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -549,21 +552,24 @@ def validation_table(
         rows.append(row)
     return pandas.DataFrame(rows).set_index("model")
 
-# %% ../nbs/07_tfidf.ipynb #8cc6b744
+# %% ../nbs/07_tfidf.ipynb #4d416b55
 def genre_words(
     classifier: TfidfClassifier,  # fitted and linear
     top: int = 10,  # terms a genre
     genres: Sequence[str] | None = None,  # of which genres; all by default
+    stop_words: bool = False,  # list terms with stop words too
 ) -> "DataFrame":  # genre, term, coefficient, weight; strongest first
     "The terms that speak most for each genre."
     pandas = require("pandas", extra="data")
     coefficients = _centred_coefficients(classifier)
     terms = classifier.pipeline_["terms"].get_feature_names_out()
     shares = np.exp((1 - classifier.pipeline_["terms"].idf_.astype(np.float64)) / 2)
+    hidden = set() if stop_words else set(classifier.pipeline_["words"].transform(STOP_WORDS))
+    listed = np.array([hidden.isdisjoint(term.split(" ")) for term in terms])
     rows = []
     for genre in classifier.classes_.tolist() if genres is None else genres:
         row = coefficients[_column(classifier, genre)]
-        for term in np.argsort(-row * shares, kind="stable")[:top]:
+        for term in np.argsort(np.where(listed, -row * shares, np.inf), kind="stable")[:min(top, listed.sum())]:
             rows.append((genre, str(terms[term]), float(row[term]), float(row[term] * shares[term])))
     return pandas.DataFrame(rows, columns=["genre", "term", "coefficient", "weight"])
 
@@ -636,25 +642,39 @@ def _shared_contributions(tokens: list[Token], vectorizer: TermVectorizer, added
             shares[list(place)] += value / (len(places[column]) * len(place))
     return shares
 
-# %% ../nbs/07_tfidf.ipynb #90fb8bc2
+# %% ../nbs/07_tfidf.ipynb #009f1ea2
 MODEL_FILE = "model.skops"
 TRUSTED: tuple[str, ...] = tuple(f"{kind.__module__}.{kind.__name__}"  # genre_nb.tfidf.… in the package
-                                 for kind in (DescriptionWords, TermVectorizer, TfidfClassifier))
-TREES: tuple[str, ...] = ("sklearn.tree._tree.Tree",)  # not checked by scikit-learn: a forged tree can crash Python
+                                 for kind in (DescriptionWords, TermVectorizer, TfidfClassifier, Pipeline,
+                                              TfidfTransformer, LinearSVC, LogisticRegression, MultinomialNB,
+                                              ComplementNB))
+TREES: tuple[str, ...] = ("sklearn.tree._tree.Tree", "sklearn.tree._classes.DecisionTreeClassifier",
+                          "sklearn.ensemble._forest.RandomForestClassifier")  # a forged tree can crash Python
 
+# %% ../nbs/07_tfidf.ipynb #8ea2be0f
+def skops_files() -> ModuleType:
+    "skops.io, imported without the walk through all of scikit-learn by which it lists types to trust: we name ours."
+    if "skops.io" not in sys.modules:
+        import sklearn.utils
 
+        walk, sklearn.utils.all_estimators = sklearn.utils.all_estimators, lambda *_, **__: []
+        try:
+            importlib.import_module("skops.io")
+        finally:
+            sklearn.utils.all_estimators = walk
+    return sys.modules["skops.io"]
+
+# %% ../nbs/07_tfidf.ipynb #86aba1c8
 def save(
     classifier: TfidfClassifier,  # fitted
     folder: Path | str,  # made if need be; other files in it stay
 ) -> Path:  # the file
     "Write a fitted classifier to `folder`/model.skops, wholly or not at all."
-    import skops.io
-
     if not hasattr(classifier, "pipeline_"):
         raise NotFittedError("There is nothing to save: this TfidfClassifier has learned nothing yet.")
     path = Path(folder) / MODEL_FILE
     with atomic_path(path) as temporary:
-        skops.io.dump(classifier, temporary, compression=ZIP_DEFLATED)
+        skops_files().dump(classifier, temporary, compression=ZIP_DEFLATED)
     return path
 
 
@@ -663,12 +683,10 @@ def load(
     trusted: Sequence[str] = (),  # further types to build, for a file of your own: `TREES` for a random forest
 ) -> TfidfClassifier:
     "Read a saved classifier; a file that holds anything but trusted types is refused."
-    import skops.io
-
     path = Path(folder) / MODEL_FILE
     if not path.is_file():
         raise FileNotFoundError(f"No {MODEL_FILE} in {folder}.")
-    return skops.io.load(path, trusted=[*TRUSTED, *trusted])
+    return skops_files().load(path, trusted=[*TRUSTED, *trusted])
 
 # %% ../nbs/07_tfidf.ipynb #d667d73e
 def write_study(

@@ -1,0 +1,191 @@
+"""The demo in a real browser: headless Chromium, no network, light and dark, wide and narrow.
+
+Skipped with a reason where Chromium or playwright is missing; GENRE_NB_BROWSER=required makes that a failure.
+The screenshots go to a temporary folder that is printed (pytest -s)."""
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--no-first-run", "--disable-default-apps", "--disable-extensions"]
+PLOTS = {
+    "western": "A lone gunslinger rides into a dusty frontier town. The sheriff and his outlaws run the ranch where his brother was "
+               "shot, and a widow begs him to stay for one last gunfight.",
+    "horror": "Teenagers spend a night in an abandoned asylum where something evil is killing them one by one. Blood drips from "
+              "the walls, and the ghost of a nurse haunts the survivors with terrifying screams.",
+    "documentary": "This documentary follows fishermen, scientists and historians around the world. Through interviews and archival "
+                   "footage the film examines how communities live with a changing climate.",
+}
+TELLING = {"western": {"gunslinger", "sheriff", "outlaws", "ranch"}, "horror": {"asylum", "evil", "ghost", "blood", "haunts"},
+           "documentary": {"documentary", "film", "interviews", "footage"}}
+HOSTILE = """<script>window.hacked = 1</script> the sheriff <img src=x onerror="window.hacked = 2"> of ${window.hacked = 3} """ \
+          """{{constructor.constructor('window.hacked = 4')()}} rides & "saddles" a <b>horse</b> across the frontier"""
+
+
+def find_chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def unavailable(reason: str) -> None:
+    if os.environ.get("GENRE_NB_BROWSER") == "required":
+        pytest.fail(f"the browser tests are required (GENRE_NB_BROWSER), but {reason}")
+    print(f"browser tests skipped: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        unavailable("playwright is not installed (pip install 'genre_nb[dev]')")
+    if (chromium := find_chromium()) is None:
+        unavailable("there is no Chromium on this computer (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("screenshots")
+    print(f"screenshots: {folder}")
+    return folder
+
+
+@pytest.fixture
+def open_page(browser, demo_server):
+    "Open pages that note requests to other hosts and errors; both are checked at the end of the test."
+    contexts, requests, errors = [], [], []
+
+    def open_at(path: str = "/", width: int = 1280, height: int = 900, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(demo_server.url + path)
+        return page
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert requests and not [url for url in requests if not url.startswith((demo_server.url + "/", "data:", "blob:"))]
+    assert not errors
+
+
+def classify(page, text: str) -> None:
+    page.locator("#g-description textarea").fill(text)
+    page.locator("#g-classify").click()
+    page.wait_for_function("text => (document.querySelector('.g-text')?.textContent ?? '') === text", arg=text)
+
+
+@pytest.mark.parametrize("genre", PLOTS)
+def test_a_plot_gets_its_genre_and_its_words(open_page, pictures, genre):
+    page = open_page()
+    classify(page, PLOTS[genre])
+    assert page.locator(".g-verdict").inner_text().lower().startswith(genre)
+    assert page.locator(".g-bars").first.locator(".g-bar").count() == 5
+    assert page.locator('.g-bar[aria-pressed="true"]').get_attribute("data-genre") == genre
+    words = {word.lower() for word in page.locator(".g-text mark.g-for").all_inner_texts()}
+    assert words & TELLING[genre], words
+    page.screenshot(path=pictures / f"{genre}.png", full_page=True)
+
+
+def test_opens_with_a_classified_example(open_page):
+    page = open_page()
+    assert page.locator(".g-verdict").inner_text().startswith("Western")
+    assert page.locator("#g-description textarea").input_value() == page.locator(".g-text").inner_text()
+    assert page.title().startswith("genre_nb")
+    assert page.locator("footer:visible").count() == 1  # ours, not Gradio's
+    assert page.get_by_role("link", name="API documentation").get_attribute("href") == "/docs"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_fits_every_window(open_page, pictures, scheme, width):
+    page = open_page(width=width, height=844, scheme=scheme)
+    page.locator(".g-verdict").wait_for()
+    page.get_by_text("All 27 genres").click()
+    assert page.locator(".g-bar:visible").count() == 27
+    page.wait_for_timeout(400)  # the bars have grown
+    page.screenshot(path=pictures / f"{scheme}-{width}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (sum(background[:3]) < 200) == (scheme == "dark")
+
+
+def test_examples_and_other_genres(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Ward Nine").click()
+    page.wait_for_function("document.querySelector('.g-verdict').textContent.startsWith('Horror')")
+    assert page.locator("#g-description textarea").input_value().startswith("Five students")
+    page.locator("#g-description textarea").fill("Edited, but not classified yet.")
+    page.get_by_text("All 27 genres").click()
+    page.locator('.g-bar[data-genre="comedy"]').click()
+    page.wait_for_function("document.querySelector('.g-text').dataset.genre === 'comedy'")
+    assert page.locator(".g-text").inner_text().startswith("Five students")  # still about the text that was classified
+    assert page.locator(".g-text mark.g-against").count() > 0
+    assert page.locator('.g-bar[aria-pressed="true"]').count() == 1
+
+
+def test_keyboard_is_enough(open_page):
+    page = open_page()
+    box = page.locator("#g-description textarea")
+    box.focus()
+    box.fill(PLOTS["documentary"])
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function("document.querySelector('.g-verdict').textContent.startsWith('Documentary')")
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.dataset?.genre && document.activeElement.getAttribute('aria-pressed') === 'false'"):
+            break
+    genre = page.evaluate("document.activeElement.dataset.genre")
+    page.keyboard.press("Enter")
+    page.wait_for_function("genre => document.querySelector('.g-text').dataset.genre === genre", arg=genre)
+
+
+def test_link_fills_in_the_description(open_page):
+    page = open_page("/?description=A%20vampire%20haunts%20a%20village%20and%20drinks%20the%20blood%20of%20its%20frightened%20people.")
+    page.wait_for_function("document.querySelector('.g-text')?.textContent.startsWith('A vampire haunts')")
+    assert page.locator(".g-verdict").inner_text().startswith("Horror")
+    assert page.locator("#g-description textarea").input_value().startswith("A vampire haunts")
+
+
+def test_text_is_shown_and_never_run(open_page):
+    page = open_page()
+    classify(page, HOSTILE)
+    assert page.locator(".g-text").inner_text() == HOSTILE
+    assert page.locator(".g-text script, .g-text img, .g-text b").count() == 0
+    page.locator('.g-bar[aria-pressed="false"]').first.click()
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.hacked") is None
+
+
+def test_warnings_and_clear_errors(open_page, pictures):
+    page = open_page()
+    classify(page, "Une femme revient dans son village natal après la guerre.")
+    assert "French" in page.locator(".g-warnings").inner_text()
+    page.locator("#g-description textarea").fill("A boat. " * 3_000)
+    page.locator("#g-classify").click()
+    page.locator(".g-error").wait_for()
+    assert "24,000 characters" in page.locator(".g-error").inner_text() and page.locator(".g-verdict").count() == 0
+    page.screenshot(path=pictures / "too-long.png", full_page=True)
+    page.locator("#g-description textarea").fill("  ")
+    page.locator("#g-classify").click()
+    page.get_by_text("Paste or type a plot").wait_for()
+
+
+def test_api_page_works_without_the_internet(open_page, pictures):
+    page = open_page("/docs")
+    page.locator(".opblock-post .opblock-summary-control").click()
+    page.get_by_role("button", name="Execute").click()
+    page.locator(".live-responses-table .response-col_status").get_by_text("200").wait_for()
+    assert '"western"' in page.locator(".live-responses-table").inner_text()
+    page.screenshot(path=pictures / "docs.png", full_page=True)
