@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 NOTEBOOKS := $(wildcard nbs/*.ipynb)
 README := $(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --log-level ERROR \
 	--RegexRemovePreprocessor.patterns='\#\|\s*hide' --TagRemovePreprocessor.enabled=True \
-	--TagRemovePreprocessor.remove_input_tags=hide-input --stdout
+	--TagRemovePreprocessor.remove_input_tags=hide-input --stdout | sed 's,](images/,](nbs/images/,'
 
 .PHONY: demo test check lab train docs benchmark prepare clean help
 
@@ -57,6 +57,7 @@ clean:  ## remove the virtual environment and everything built
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make demo PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
 	touch $@
 
 # The demo needs no torch: models were exported to formats that run without it.

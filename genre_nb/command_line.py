@@ -423,17 +423,18 @@ def add_benchmark(commands: Any) -> None:
     benchmark = add_command(commands, "benchmark", run_benchmark)
     benchmark.add_argument("step", nargs="*", metavar="STEP", help="which steps (default: all)")
 
-# %% ../nbs/14_command_line.ipynb #96e88896
+# %% ../nbs/14_command_line.ipynb #f5ef0ecb
 def main(
     arguments: Sequence[str] | None = None,  # None: those of the process
 ) -> int:  # the exit code
     "The program."
     try:
         write_utf8()
-        parsed = build_parser().parse_args(arguments)
-        code = parsed.run(parsed)
-        sys.stdout.flush()
-        return code
+        try:
+            parsed = build_parser().parse_args(arguments)
+            return parsed.run(parsed)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe is caught, and not when Python exits
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes standard output
         return 0

@@ -49,12 +49,12 @@ class Recipe:
     weights: Mapping[str, float] = field(default_factory=dict)  # extra source -> weight of its rows
     saved: bool = True  # False: measured, but too large to ship
 
-# %% ../nbs/11_training.ipynb #59bc9e2f
+# %% ../nbs/11_training.ipynb #5fc62858
 RECIPES: dict[str, Recipe] = {
     "naive_bayes": Recipe(naive_bayes, "Multinomial naive Bayes over TF-IDF, the reference's baseline.", SOURCE_WEIGHTS),
     "complement_naive_bayes": Recipe(complement_naive_bayes, "Complement naive Bayes, made for uneven classes.",
                                      {"catalogue": 0.3, "catalogue_weak": 0.05}),
-    "random_forest": Recipe(random_forest, "Random forest of 100 trees, as in the reference.", SOURCE_WEIGHTS, saved=False),
+    "random_forest": Recipe(random_forest, "Random forest of 100 full-depth trees, as in the reference.", saved=False),
     "logistic_regression": Recipe(logistic_regression, "Multinomial logistic regression over TF-IDF.", SOURCE_WEIGHTS),
     "linear_svm": Recipe(linear_svm, "Linear support vector machine over TF-IDF.", SOURCE_WEIGHTS),
 }

@@ -27,15 +27,19 @@ TRAIN_ROWS, TEST_ROWS = 400, 300
 CHUNK = 1000  # bytes; the library keeps whole chunks of an interrupted answer
 
 
-# ---- the server -------------------------------------------------------------------------------------------------------
+# ---- the server ----
 
 
 def parquet(rows: int, seed: str) -> bytes:
     "A table like the mirror's: strange titles, line breaks in texts, and long enough that half of it is something."
     noise = [hashlib.sha256(f"{seed}{row}".encode()).hexdigest() for row in range(rows)]
-    table = pd.DataFrame({"title": [f'"Série {row}" (19{row % 90 + 10})' for row in range(rows)],
-                          "genre": [("drama", "documentary", "sci-fi", "talk-show")[row % 4] for row in range(rows)],
-                          "text": [f"A story, \t number {row}\nof the code {code} ::: and more 🤠" for row, code in enumerate(noise)]})
+    table = pd.DataFrame(
+        {
+            "title": [f'"Série {row}" (19{row % 90 + 10})' for row in range(rows)],
+            "genre": [("drama", "documentary", "sci-fi", "talk-show")[row % 4] for row in range(rows)],
+            "text": [f"A story, \t number {row}\nof the code {code} ::: and more 🤠" for row, code in enumerate(noise)],
+        }
+    )
     content = BytesIO()
     table.to_parquet(content)
     return content.getvalue()
@@ -131,8 +135,15 @@ def mirror(tables, monkeypatch, tmp_path) -> Iterator[Mirror]:
 def point_library_to(url: str, monkeypatch, tmp_path: Path) -> None:
     import huggingface_hub
 
-    for name, value in {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}", "HF_HUB_OFFLINE": False,
-                        "HF_HUB_DISABLE_XET": True, "DOWNLOAD_CHUNK_SIZE": CHUNK, "HF_HUB_DISABLE_TELEMETRY": True, "HF_TOKEN_PATH": str(tmp_path / "no token")}.items():
+    for name, value in {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "DOWNLOAD_CHUNK_SIZE": CHUNK,
+        "HF_HUB_DISABLE_TELEMETRY": True,
+        "HF_TOKEN_PATH": str(tmp_path / "no token"),
+    }.items():
         monkeypatch.setattr(constants, name, value)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
@@ -156,14 +167,22 @@ def visible(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("[!.]*")) if folder.exists() else []
 
 
-# ---- from Hugging Face ------------------------------------------------------------------------------------------------
+# ---- from Hugging Face ----
 
 
 def test_the_mirror_becomes_the_three_files_and_these_a_data_set(mirror, tables, folder):
     told = download(folder, source="huggingface")
-    assert {line.split(":")[0] for line in told} == set(ORIGINAL_FILES) and all("row count checked" in line for line in told)
+    assert {line.split(":")[0] for line in told} == set(ORIGINAL_FILES) and all(
+        "row count checked" in line for line in told
+    )
     dataset = load_data(folder)
-    assert (dataset.name, len(dataset.train), len(dataset.test), dataset.rejected, dataset.extra) == ("IMDb", TRAIN_ROWS, TEST_ROWS, [], {})
+    assert (dataset.name, len(dataset.train), len(dataset.test), dataset.rejected, dataset.extra) == (
+        "IMDb",
+        TRAIN_ROWS,
+        TEST_ROWS,
+        [],
+        {},
+    )
     for part, frame in ((TRAIN, dataset.train), (TEST, dataset.test)):
         wanted = pd.read_parquet(BytesIO(tables[part]))
         assert frame["genre"].tolist() == wanted["genre"].tolist()
@@ -217,8 +236,11 @@ def test_a_mirror_with_another_number_of_rows_is_refused(mirror, folder, differe
     assert visible(folder) == []
 
 
-@pytest.mark.parametrize("content", [b"<html><body>Please log in to the hotel's network</body></html>", b"PAR1" + bytes(500) + b"PAR1", b""],
-                         ids=["a web page", "a broken table", "nothing"])
+@pytest.mark.parametrize(
+    "content",
+    [b"<html><body>Please log in to the hotel's network</body></html>", b"PAR1" + bytes(500) + b"PAR1", b""],
+    ids=["a web page", "a broken table", "nothing"],
+)
 def test_something_that_is_no_table_is_refused(mirror, folder, content):
     mirror.files[TRAIN] = content
     with pytest.raises(DownloadError):
@@ -254,7 +276,15 @@ def test_without_a_network_the_advice_says_what_to_do(monkeypatch, tmp_path, fol
     point_library_to(unused_url(), monkeypatch, tmp_path)
     assert main(["download", "--source", "huggingface", "--data", str(folder)]) == 1
     told = capsys.readouterr().err.strip().splitlines()[-1]
-    for word in ("huggingface", "network", "--source kaggle", "by hand", *ORIGINAL_FILES, str(folder), "embedded sample"):
+    for word in (
+        "huggingface",
+        "network",
+        "--source kaggle",
+        "by hand",
+        *ORIGINAL_FILES,
+        str(folder),
+        "embedded sample",
+    ):
         assert word in told
     assert visible(folder) == []
 
@@ -271,10 +301,19 @@ def test_files_that_were_there_survive_a_failed_download(mirror, folder):
 
 def test_a_killed_download_leaves_no_half_file_and_can_be_repeated(mirror, tables, folder, tmp_path):
     mirror.hangs = threading.Event()
-    environment = os.environ | {"HF_ENDPOINT": mirror.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub"),
-                                "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "GENRE_NB_HOME": str(tmp_path)}
+    environment = os.environ | {
+        "HF_ENDPOINT": mirror.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "hub"),
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "GENRE_NB_HOME": str(tmp_path),
+    }
     program = f"from genre_nb.data import download; download({str(folder)!r}, source='huggingface')"
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
     assert mirror.hangs.wait(120)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
@@ -286,7 +325,7 @@ def test_a_killed_download_leaves_no_half_file_and_can_be_repeated(mirror, table
     assert len(load_data(folder).test) == TEST_ROWS
 
 
-# ---- from Kaggle ------------------------------------------------------------------------------------------------------
+# ---- from Kaggle ----
 
 LINE = b"1 ::: M (1931) ::: crime ::: A city hunts a man. \n"
 
@@ -334,10 +373,21 @@ def test_a_damaged_file_is_fetched_again(kaggle, folder):
 
 
 def test_the_real_kagglehub_without_a_network_gives_advice(folder, tmp_path):
-    "Its own exceptions, not ones that we imagine: the program in a process, its API at an address where nobody listens."
-    environment = os.environ | {"KAGGLE_API_ENDPOINT": unused_url(), "KAGGLEHUB_CACHE": str(tmp_path / "cache"), "KAGGLE_CONFIG_DIR": str(tmp_path),
-                                "DISABLE_COLAB_CACHE": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "GENRE_NB_HOME": str(tmp_path)}
-    program = f"import sys; from genre_nb.command_line import main; sys.exit(main(['download', '--data', {str(folder)!r}]))"
-    result = subprocess.run([sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    "Its own exceptions, not ones that we imagine: a process whose Kaggle is an address where nobody listens."
+    environment = os.environ | {
+        "KAGGLE_API_ENDPOINT": unused_url(),
+        "KAGGLEHUB_CACHE": str(tmp_path / "cache"),
+        "KAGGLE_CONFIG_DIR": str(tmp_path),
+        "DISABLE_COLAB_CACHE": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "GENRE_NB_HOME": str(tmp_path),
+    }
+    program = (
+        f"import sys; from genre_nb.command_line import main; sys.exit(main(['download', '--data', {str(folder)!r}]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "--source huggingface" in result.stderr and visible(folder) == []

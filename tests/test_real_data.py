@@ -1,4 +1,4 @@
-"""On the real files, where GENRE_NB_DATA names their folder: nothing rejected, nothing leaked, published scores reproduced."""
+"""On the real files (GENRE_NB_DATA): nothing rejected, nothing leaked, published scores reproduced."""
 
 import json
 import os
@@ -12,7 +12,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from genre_nb.core import GENRES, data_directory, resource_directory
 from genre_nb.data import find_original, fingerprint, load_data, parse_title, read_rows, training_rows
 
-needs_data = pytest.mark.skipif(not os.environ.get("GENRE_NB_DATA"), reason="GENRE_NB_DATA names no folder with the real files")
+needs_data = pytest.mark.skipif(
+    not os.environ.get("GENRE_NB_DATA"), reason="GENRE_NB_DATA names no folder with the real files"
+)
 MODEL = "linear_svm"
 
 
@@ -34,7 +36,7 @@ def value(score: float | Mapping[str, float]) -> float:
     return score["value"] if isinstance(score, Mapping) else score
 
 
-# ---- the files --------------------------------------------------------------------------------------------------------
+# ---- the files ----
 
 
 @needs_data
@@ -73,7 +75,7 @@ def test_years_are_years_and_titles_are_names(dataset):
         assert all(parse_title(title).name == title for title in frame["title"].head(200))  # nothing left to take off
 
 
-# ---- no leak ----------------------------------------------------------------------------------------------------------
+# ---- no leak ----
 
 
 @needs_data
@@ -98,12 +100,17 @@ def test_the_card_says_what_the_model_learned_from(dataset):
     card = json.loads((resource_directory("models") / MODEL / "card.json").read_text(encoding="utf-8"))
     told = json.dumps(card)
     train = next(source for source in dataset.sources if source.name == "train")
-    if len(dataset.test) != json.loads((resource_directory("metrics") / f"{MODEL}.json").read_text(encoding="utf-8"))["protocols"]["genres_27"]["rows"]:
+    if (
+        len(dataset.test)
+        != json.loads((resource_directory("metrics") / f"{MODEL}.json").read_text(encoding="utf-8"))["protocols"][
+            "genres_27"
+        ]["rows"]
+    ):
         pytest.skip("another edition of the data than the shipped model was made from")
     assert train.sha256 in told
 
 
-# ---- the published scores ---------------------------------------------------------------------------------------------
+# ---- the published scores ----
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +121,9 @@ def probabilities(dataset, published, tmp_path_factory) -> np.ndarray:
     if len(dataset.test) != published["rows"]:
         pytest.skip(f"the published scores are for {published['rows']:,} rows, these are {len(dataset.test):,}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GENRE_NB_HOME", str(tmp_path_factory.mktemp("home")))  # the packaged model, not one that somebody trained here
+        patch.setenv(
+            "GENRE_NB_HOME", str(tmp_path_factory.mktemp("home"))
+        )  # the packaged model, not one that somebody trained here
         classifier = load_classifier(MODEL)
     assert classifier.classes_.tolist() == list(GENRES)
     return classifier.predict_proba(dataset.test["description"].tolist())
@@ -131,7 +140,9 @@ def test_the_published_scores_come_out_again(dataset, published, probabilities):
         "accuracy": accuracy_score(truth, predicted),
         "macro_f1": f1_score(truth, predicted, labels=GENRES, average="macro", zero_division=0),
         "weighted_f1": f1_score(truth, predicted, labels=GENRES, average="weighted", zero_division=0),
-        "top_3_accuracy": np.mean([place in row for place, row in zip(places, np.argsort(-probabilities, axis=1, kind="stable")[:, :3])]),
+        "top_3_accuracy": np.mean(
+            [place in row for place, row in zip(places, np.argsort(-probabilities, axis=1, kind="stable")[:, :3])]
+        ),
         "log_loss": -np.log(np.clip(of_truth, np.finfo(float).tiny, 1)).mean(),
         "ece": calibration_error(probabilities.max(axis=1), predicted == np.array(truth)),
     }
@@ -149,7 +160,7 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
     return total
 
 
-# ---- without the real files -------------------------------------------------------------------------------------------
+# ---- without the real files ----
 
 
 def test_the_shipped_model_keeps_its_promises(published):

@@ -1,4 +1,4 @@
-"""The wheel, installed with no extra in a clean environment away from the checkout, predicts; an editable install finds the checkout's folders."""
+"""The wheel, with no extra, in a clean environment away from the checkout, predicts; an editable install works, too."""
 
 import csv
 import json
@@ -23,24 +23,69 @@ from genre_nb.core import checkout_directory, find_folder, resource_directory
 
 ROOT = checkout_directory()
 pytestmark = pytest.mark.skipif(ROOT is None, reason="wheels are built from a checkout")
-SOURCES = ("settings.ini", "setup.py", "README.md", "LICENSE", "constraints.txt", "genre_nb", "models", "metrics", "data/sample", "data/README.md",
-           "nbs", "tests", "Makefile")
-ABSENT = ("pandas", "torch", "fastai", "transformers", "matplotlib", "gradio", "fastapi", "pyarrow", "kagglehub", "nbdev", "IPython", "pytest")
-PLOTS = {"western": "A lone gunslinger rides into a dusty frontier town to settle an old score with the sheriff and his ranch hands.",
-         "horror": "Something evil haunts an abandoned asylum and a vampire drinks the blood of the terrified guests one by one."}
+SOURCES = (
+    "settings.ini",
+    "setup.py",
+    "README.md",
+    "LICENSE",
+    "constraints.txt",
+    "genre_nb",
+    "models",
+    "metrics",
+    "data/sample",
+    "data/README.md",
+    "nbs",
+    "tests",
+    "Makefile",
+)
+ABSENT = (
+    "pandas",
+    "torch",
+    "fastai",
+    "transformers",
+    "matplotlib",
+    "gradio",
+    "fastapi",
+    "pyarrow",
+    "kagglehub",
+    "nbdev",
+    "IPython",
+    "pytest",
+)
+PLOTS = {
+    "western": "A lone gunslinger rides into a dusty frontier town to settle an old score with the sheriff.",
+    "horror": "Something evil haunts an abandoned asylum and a vampire drinks the blood of its guests one by one.",
+}
+
+FRENCH = "Une femme revient dans son village natal après la guerre pour retrouver son frère disparu."
 
 
 def run(*command: str | Path, folder: Path, **changes: str) -> subprocess.CompletedProcess:
     "A process that sees nothing of this one's settings; failing is a failure of the test."
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GENRE_NB", "PIP", "VIRTUAL_ENV"))}
-    environment = kept | {"HOME": str(folder), "XDG_DATA_HOME": str(folder / "user"), "PYTHONDONTWRITEBYTECODE": "1",
-                          "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INDEX": "1"} | changes
-    result = subprocess.run(list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "GENRE_NB", "PIP", "VIRTUAL_ENV"))
+    }
+    environment = (
+        kept
+        | {
+            "HOME": str(folder),
+            "XDG_DATA_HOME": str(folder / "user"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_NO_INDEX": "1",
+        }
+        | changes
+    )
+    result = subprocess.run(
+        list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     return result
 
 
-# ---- the wheel --------------------------------------------------------------------------------------------------------
+# ---- the wheel ----
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +94,24 @@ def wheel(tmp_path_factory) -> Path:
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.part"))
+            shutil.copytree(
+                ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.part")
+            )
         else:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, source / name)
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", output, source, folder=output)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        output,
+        source,
+        folder=output,
+    )
     return next(output.glob("*.whl"))
 
 
@@ -67,13 +125,20 @@ def contents(wheel) -> set[str]:
 def metadata(wheel) -> list[str]:
     "The lines of the wheel's METADATA file."
     with zipfile.ZipFile(wheel) as archive:
-        return archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))).decode().splitlines()
+        return (
+            archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA")))
+            .decode()
+            .splitlines()
+        )
 
 
 def test_the_wheel_holds_the_package_the_model_the_metrics_and_the_sample(contents):
     wanted = {f"genre_nb/{path.name}" for path in (ROOT / "genre_nb").glob("*.py")}
-    wanted |= {"genre_nb/resources/models/linear_svm/card.json", "genre_nb/resources/metrics/linear_svm.json",
-               *(f"genre_nb/resources/sample/{part}.txt" for part in ("train_data", "test_data", "test_data_solution"))}
+    wanted |= {
+        "genre_nb/resources/models/linear_svm/card.json",
+        "genre_nb/resources/metrics/linear_svm.json",
+        *(f"genre_nb/resources/sample/{part}.txt" for part in ("train_data", "test_data", "test_data_solution")),
+    }
     assert wanted <= contents
 
 
@@ -87,9 +152,17 @@ def test_every_saved_model_and_every_metric_travels(contents):
 def test_the_wheel_holds_no_notebooks_no_tests_and_no_rows_but_the_sample(contents):
     outside = {name for name in contents if not name.startswith(("genre_nb/", f"genre_nb-{__version__}.dist-info/"))}
     assert not outside
-    assert not {name for name in contents if name.endswith((".ipynb", ".pyc", ".part", ".gz", ".parquet")) or "/test_" in name and "/sample/" not in name}
-    data = {name for name in contents if name.endswith(".txt") and "/metrics/" not in name and ".dist-info/" not in name}
-    assert data == {f"genre_nb/resources/sample/{part}.txt" for part in ("train_data", "test_data", "test_data_solution")}
+    assert not {
+        name
+        for name in contents
+        if name.endswith((".ipynb", ".pyc", ".part", ".gz", ".parquet")) or "/test_" in name and "/sample/" not in name
+    }
+    data = {
+        name for name in contents if name.endswith(".txt") and "/metrics/" not in name and ".dist-info/" not in name
+    }
+    assert data == {
+        f"genre_nb/resources/sample/{part}.txt" for part in ("train_data", "test_data", "test_data_solution")
+    }
 
 
 def test_the_wheel_is_small_enough_to_be_a_package(wheel):
@@ -99,11 +172,23 @@ def test_the_wheel_is_small_enough_to_be_a_package(wheel):
 
 def test_the_metadata_says_what_settings_say(metadata):
     settings = dict(re.findall(r"^(\w+) = (.*)$", (ROOT / "settings.ini").read_text(encoding="utf-8"), flags=re.M))
-    assert f"Name: {settings['lib_name']}" in metadata and f"Version: {settings['version']}" in metadata and settings["version"] == __version__
+    assert (
+        f"Name: {settings['lib_name']}" in metadata
+        and f"Version: {settings['version']}" in metadata
+        and settings["version"] == __version__
+    )
     assert f"Requires-Python: >={settings['min_python']}" in metadata
-    base = {line.removeprefix("Requires-Dist: ") for line in metadata if line.startswith("Requires-Dist: ") and "extra ==" not in line}
-    assert {Requirement(line).name for line in base} == {Requirement(part).name for part in settings["requirements"].split()}
-    assert {line.removeprefix("Provides-Extra: ") for line in metadata if line.startswith("Provides-Extra: ")} == set(settings["extras"].split())
+    base = {
+        line.removeprefix("Requires-Dist: ")
+        for line in metadata
+        if line.startswith("Requires-Dist: ") and "extra ==" not in line
+    }
+    assert {Requirement(line).name for line in base} == {
+        Requirement(part).name for part in settings["requirements"].split()
+    }
+    assert {line.removeprefix("Provides-Extra: ") for line in metadata if line.startswith("Provides-Extra: ")} == set(
+        settings["extras"].split()
+    )
 
 
 def test_the_readme_travels_as_the_long_description(metadata):
@@ -112,14 +197,17 @@ def test_the_readme_travels_as_the_long_description(metadata):
     assert title in metadata
 
 
-# ---- a clean environment ----------------------------------------------------------------------------------------------
-# Nothing may be downloaded here, so the environment is furnished from this one: the distributions that the wheel's base requirements
-# name, and those that these need, are linked into an empty virtual environment. Whatever else is installed here is absent there.
+# ---- a clean environment ----
+# Nothing may be downloaded here, so the environment is furnished from this one: the distributions that the wheel's base
+# requirements name, and those that these need, are linked into an empty virtual environment. Whatever else is installed
+# here is absent there.
 
 
 def base_requirements(metadata: list[str]) -> dict[str, Distribution]:
     "Distribution name -> distribution, for the requirements without extras and everything below them."
-    waiting = [Requirement(line.removeprefix("Requires-Dist: ")) for line in metadata if line.startswith("Requires-Dist: ")]
+    waiting = [
+        Requirement(line.removeprefix("Requires-Dist: ")) for line in metadata if line.startswith("Requires-Dist: ")
+    ]
     found: dict[str, Distribution] = {}
     seen = set()
     while waiting:
@@ -153,8 +241,13 @@ def top_levels(found: Distribution) -> Iterator[str]:
 
 
 def furnish(site_packages: Path, wanted: dict[str, Distribution]) -> None:
-    "Link distributions into another environment; a folder shared with a distribution that is not wanted is linked file by file."
-    unwanted = {part for other in distributions() if canonicalize_name(other.metadata["Name"]) not in wanted for part in top_levels(other)}
+    "Link distributions into another environment; folders shared with an unwanted one are linked file by file."
+    unwanted = {
+        part
+        for other in distributions()
+        if canonicalize_name(other.metadata["Name"]) not in wanted
+        for part in top_levels(other)
+    }
     for found in wanted.values():
         for part in top_levels(found):
             shared = part in unwanted
@@ -171,7 +264,9 @@ def clean(tmp_path_factory, wheel, metadata) -> Path:
     folder = tmp_path_factory.mktemp("clean")
     run(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder)
     python = folder / "bin" / "python"
-    site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).stdout.strip())
+    site_packages = Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).stdout.strip()
+    )
     wanted = base_requirements(metadata)
     assert not {"pandas", "torch", "gradio", "matplotlib"} & set(wanted)
     furnish(site_packages, wanted)
@@ -182,13 +277,17 @@ def clean(tmp_path_factory, wheel, metadata) -> Path:
 def files_of(environment: Path) -> dict[str, tuple[int, int]]:
     "Every file of the installed package with size and time of change."
     package = next(environment.glob("lib/python*/site-packages/genre_nb"))
-    return {str(path.relative_to(package)): (path.stat().st_size, path.stat().st_mtime_ns) for path in package.rglob("*")}
+    return {
+        str(path.relative_to(package)): (path.stat().st_size, path.stat().st_mtime_ns) for path in package.rglob("*")
+    }
 
 
 @pytest.fixture
 def python(clean, tmp_path):
     "Run a program in the clean environment, in a folder that has nothing to do with the checkout."
-    return lambda program, **changes: run(clean / "bin" / "python", "-c", program, folder=tmp_path, **changes).stdout.strip()
+    return lambda program, **changes: run(
+        clean / "bin" / "python", "-c", program, folder=tmp_path, **changes
+    ).stdout.strip()
 
 
 def test_the_clean_environment_is_clean(python):
@@ -199,7 +298,11 @@ def test_the_clean_environment_is_clean(python):
 
 
 def test_three_lines_predict(python):
-    lines = ["from genre_nb.inference import load_classifier", "classifier = load_classifier()", f"print(classifier.classify({PLOTS['horror']!r}).genre)"]
+    lines = [
+        "from genre_nb.inference import load_classifier",
+        "classifier = load_classifier()",
+        f"print(classifier.classify({PLOTS['horror']!r}).genre)",
+    ]
     assert python("\n".join(lines)) == "horror"
 
 
@@ -209,22 +312,27 @@ def session(clean, tmp_path_factory) -> dict:
     folder, before = tmp_path_factory.mktemp("session"), files_of(clean)
     program = f"""
 import json
-from genre_nb.core import checkout_directory, data_directory, home_directory, metrics_directory, models_directory, processed_directory, resource_directory
+from genre_nb import core
+from genre_nb.core import checkout_directory, resource_directory
 from genre_nb.inference import available_models, load_classifier
 classifier = load_classifier()
-prediction = classifier.classify({PLOTS['western']!r}, explain=True)
+prediction = classifier.classify({PLOTS["western"]!r}, explain=True)
 print(json.dumps({{
     "genre": prediction.genre,
     "word": max(prediction.explanation, key=lambda word: word.contribution).word,
-    "warnings": [warning.code for warning in classifier.classify("Une femme revient dans son village après la guerre.").warnings],
+    "warnings": [warning.code for warning in classifier.classify({FRENCH!r}).warnings],
     "models": available_models(),
     "checkout": checkout_directory(),
     "resources": [str(resource_directory(name)) for name in ("models", "metrics", "sample")],
-    "places": [str(place()) for place in (home_directory, data_directory, models_directory, metrics_directory, processed_directory)],
+    "places": [str(getattr(core, f"{{name}}_directory")()) for name in "home data models metrics processed".split()],
 }}))
 """
     answer = json.loads(run(clean / "bin" / "python", "-c", program, folder=folder).stdout)
-    return answer | {"folder": folder, "changed": before != files_of(clean), "left": [path for path in folder.rglob("*") if path.is_file()]}
+    return answer | {
+        "folder": folder,
+        "changed": before != files_of(clean),
+        "left": [path for path in folder.rglob("*") if path.is_file()],
+    }
 
 
 def test_explanations_and_warnings_need_no_extra_either(session):
@@ -247,10 +355,14 @@ def test_nothing_is_written_into_the_package_or_beside_it(session):
 
 
 def test_the_program_predicts_a_file(clean, tmp_path):
-    (tmp_path / "movies.csv").write_text("name,description\n" + "".join(f'{genre},"{plot}"\n' for genre, plot in PLOTS.items()))
+    (tmp_path / "movies.csv").write_text(
+        "name,description\n" + "".join(f'{genre},"{plot}"\n' for genre, plot in PLOTS.items())
+    )
     result = run(clean / "bin" / "genre_nb", "predict", "movies.csv", folder=tmp_path)
     assert result.stderr == ""
-    assert [(row["name"], row["predicted_genre"]) for row in csv.DictReader(StringIO(result.stdout))] == [(genre, genre) for genre in PLOTS]
+    assert [(row["name"], row["predicted_genre"]) for row in csv.DictReader(StringIO(result.stdout))] == [
+        (genre, genre) for genre in PLOTS
+    ]
 
 
 def test_the_program_knows_its_version(clean, tmp_path):
@@ -259,9 +371,19 @@ def test_the_program_knows_its_version(clean, tmp_path):
 
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(clean, tmp_path):
     for arguments, extra in ((("doctor",), "data"), (("serve", "--port", "0"), "serve")):
-        result = subprocess.run([clean / "bin" / "genre_nb", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                                env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)})
-        assert result.returncode == 1 and f"pip install 'genre_nb[{extra}]'" in result.stderr and "Traceback" not in result.stderr
+        result = subprocess.run(
+            [clean / "bin" / "genre_nb", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        )
+        assert (
+            result.returncode == 1
+            and f"pip install 'genre_nb[{extra}]'" in result.stderr
+            and "Traceback" not in result.stderr
+        )
 
 
 def test_a_model_of_the_users_own_is_found(tmp_path, python):
@@ -273,20 +395,30 @@ def test_a_model_of_the_users_own_is_found(tmp_path, python):
     assert "mine" in python(program, GENRE_NB_HOME=str(tmp_path / "home")) and "mine" not in python(program)
 
 
-# ---- what is installed together ---------------------------------------------------------------------------------------
+# ---- what is installed together ----
 
 
 def test_no_extra_overwrites_a_file_of_the_base_requirements(metadata):
-    """pip lets two distributions write the same file, in silence; the later one wins. (fasttext-numpy2-wheel did so to fasttext-predict,
-    and language identification was gone.)"""
+    """pip lets two distributions write the same file, in silence; the later one wins. (fasttext-numpy2-wheel did so to
+    fasttext-predict, and language identification was gone.)"""
     base = base_requirements(metadata)
-    ours = {str(file): name for name, found in base.items() for file in found.files or [] if str(file).endswith((".py", ".so"))}
-    clashes = {f"{other.metadata['Name']} writes {ours[str(file)]}'s {file}" for other in distributions()
-               if canonicalize_name(other.metadata["Name"]) not in base for file in other.files or [] if str(file) in ours}
+    ours = {
+        str(file): name
+        for name, found in base.items()
+        for file in found.files or []
+        if str(file).endswith((".py", ".so"))
+    }
+    clashes = {
+        f"{other.metadata['Name']} writes {ours[str(file)]}'s {file}"
+        for other in distributions()
+        if canonicalize_name(other.metadata["Name"]) not in base
+        for file in other.files or []
+        if str(file) in ours
+    }
     assert not clashes
 
 
-# ---- an editable install ----------------------------------------------------------------------------------------------
+# ---- an editable install ----
 
 
 def test_an_editable_install_reads_the_checkouts_own_folders(monkeypatch, tmp_path):
@@ -298,7 +430,7 @@ def test_an_editable_install_reads_the_checkouts_own_folders(monkeypatch, tmp_pa
 
 
 def test_an_editable_install_works_from_any_folder(tmp_path):
-    program = "from genre_nb.core import checkout_directory, resource_directory; print(checkout_directory()); print(resource_directory('models'))"
+    program = "from genre_nb import core; print(core.checkout_directory()); print(core.resource_directory('models'))"
     assert run(sys.executable, "-c", program, folder=tmp_path).stdout.split() == [str(ROOT), str(ROOT / "models")]
 
 
