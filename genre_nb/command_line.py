@@ -146,7 +146,7 @@ def usable_records(
             problem = "is empty" if description is None or isinstance(description, str) else "is no text"
             rejected.append(RejectedRow(job.name, record.line, f"the {column} {problem}"))
 
-# %% ../nbs/14_command_line.ipynb #a6324b36
+# %% ../nbs/14_command_line.ipynb #3ea5f136
 def predict_records(
     classifier: "Classifier",
     pairs: "Iterable[tuple[Record, str]]",
@@ -169,9 +169,10 @@ def run_predict_job(
     from genre_nb.data import RejectedRow, open_records
     from genre_nb.inference import load_classifier
 
-    classifier, rejected, done = load_classifier(job.model), [], 0
+    rejected, done = [], 0
     with ExitStack() as stack:
         stream = sys.stdin.buffer if job.source == "-" else stack.enter_context(open_input(job.source))
+        classifier = load_classifier(job.model)
         format, records = open_records(stream, job.name, job.format)
         output_format = output_format_of(job.output, format)
         write = record_writer(stack.enter_context(open_output(job.output)), output_format)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOT_SURE_MARGIN', 'DEFAULT_MODEL', 'MINIMUM_WORDS', 'SURE_LANGUAGE', 'LOADERS', 'PredictionWarning',
-           'WordContribution', 'Prediction', 'SavedModel', 'available_models', 'read_card', 'check_descriptions',
-           'warnings_for', 'Classifier', 'predictions_for', 'load_classifier']
+           'WordContribution', 'Prediction', 'SavedModel', 'available_models', 'read_card', 'warnings_for',
+           'Classifier', 'predictions_for', 'load_classifier']
 
-# %% ../nbs/12_inference.ipynb #0049343e
+# %% ../nbs/12_inference.ipynb #e4aaf3c0
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +19,7 @@ import numpy as np
 
 from .core import find_folder, home_directory, resource_directory
 from .language import identify_languages, language_name
+from .text import check_descriptions
 
 # %% ../nbs/12_inference.ipynb #d6f6ea11
 NOT_SURE_MARGIN = 0.10  # difference of the two largest probabilities below which a prediction says "not sure"
@@ -111,19 +112,6 @@ def read_card(
     if name not in known:
         raise ValueError(f"no saved model named {name!r}; there are: {', '.join(known) or 'none'}")
     return json.loads((find_folder("models", name) / "card.json").read_text(encoding="utf-8"))
-
-# %% ../nbs/12_inference.ipynb #c372cf89
-def check_descriptions(
-    descriptions: Sequence[str],
-) -> list[str]:
-    "The descriptions as a list; a bare string or an item that is no string raises TypeError naming it."
-    if isinstance(descriptions, str):
-        raise TypeError("expected a sequence of descriptions, got one string; write [description] or use classify(description)")
-    descriptions = list(descriptions)
-    for index, description in enumerate(descriptions):
-        if not isinstance(description, str):
-            raise TypeError(f"descriptions[{index}] is a {type(description).__name__}, expected a string")
-    return descriptions
 
 # %% ../nbs/12_inference.ipynb #2d9287f7
 MINIMUM_WORDS = 8  # a shorter description gets a warning

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['REFERENCE_SOURCE', 'SOURCE_WEIGHTS', 'MINIMUM_ROWS', 'SUPPORT_VECTOR_C', 'SUPPORT_VECTOR_SOURCE_STRENGTH',
            'LOGISTIC_C', 'LOGISTIC_SOURCE_STRENGTH', 'REFERENCE_TERMS', 'OWN_PENALTY', 'CROSS_PENALTY', 'MODEL_FILE',
-           'TRUSTED', 'TREES', 'check_descriptions', 'DescriptionWords', 'TermVectorizer', 'make_vectorizer',
-           'source_columns', 'linear_weights', 'linear_scores', 'TfidfClassifier', 'description_words', 'fit_texts',
-           'scores_of_texts', 'linear_svm', 'logistic_regression', 'naive_bayes', 'complement_naive_bayes',
-           'random_forest', 'near_duplicates', 'without_near_duplicates', 'CrossValidation',
-           'cross_validate_classifier', 'stratified_folds', 'Correction', 'fit_correction', 'cross_fitted_scores',
-           'fold_correction', 'fit_calibrated', 'validation_table', 'genre_words', 'genre_words_plot',
-           'word_contributions', 'skops_files', 'save', 'load', 'write_study', 'study_plot']
+           'TRUSTED', 'TREES', 'DescriptionWords', 'TermVectorizer', 'make_vectorizer', 'source_columns',
+           'linear_weights', 'linear_scores', 'TfidfClassifier', 'description_words', 'fit_texts', 'scores_of_texts',
+           'linear_svm', 'logistic_regression', 'naive_bayes', 'complement_naive_bayes', 'random_forest',
+           'near_duplicates', 'without_near_duplicates', 'CrossValidation', 'cross_validate_classifier',
+           'stratified_folds', 'Correction', 'fit_correction', 'cross_fitted_scores', 'fold_correction',
+           'fit_calibrated', 'validation_table', 'genre_words', 'genre_words_plot', 'word_contributions', 'skops_files',
+           'save', 'load', 'write_study', 'study_plot']
 
-# %% ../nbs/07_tfidf.ipynb #269fe4a0
+# %% ../nbs/07_tfidf.ipynb #3f781d16
 import importlib
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -40,24 +40,11 @@ from sklearn.svm import LinearSVC
 from .core import SEED, atomic_path, require
 from .evaluation import evaluate, fit_temperature, format_json, log_scores, softmax
 from .preprocessing import Preprocessor
-from .text import STOP_WORDS, Token
+from .text import STOP_WORDS, Token, check_descriptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-
-# %% ../nbs/07_tfidf.ipynb #e6556570
-def check_descriptions(
-    descriptions: Iterable[str],  # a list, array or column of descriptions; a bare string is a TypeError
-) -> list[str]:
-    "The descriptions as a list, or a TypeError that names what is not a string."
-    if isinstance(descriptions, (str, bytes)):
-        raise TypeError("Expected a sequence of descriptions, got a single string: write [description].")
-    descriptions = list(descriptions)
-    for position, description in enumerate(descriptions):
-        if not isinstance(description, str):
-            raise TypeError(f"descriptions[{position}] is a {type(description).__name__}, expected a string.")
-    return descriptions
 
 # %% ../nbs/07_tfidf.ipynb #cdbc8734
 class DescriptionWords(TransformerMixin, BaseEstimator):

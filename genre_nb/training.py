@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'LIMITS', 'Recipe', 'recipe_rows', 'evaluate_on_test', 'tr
            'hardware', 'validation_scores', 'check_replaceable', 'train_and_save', 'describe_results',
            'evaluation_table']
 
-# %% ../nbs/11_training.ipynb #85057981
+# %% ../nbs/11_training.ipynb #3f045811
 import json
 import os
 import platform
@@ -34,6 +34,7 @@ from genre_nb.tfidf import (
     naive_bayes,
     random_forest,
     save,
+    without_near_duplicates,
 )
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ RECIPES: dict[str, Recipe] = {
     "linear_svm": Recipe(linear_svm, "Linear support vector machine over TF-IDF.", SOURCE_WEIGHTS),
 }
 
-# %% ../nbs/11_training.ipynb #616fd936
+# %% ../nbs/11_training.ipynb #98d86423
 def recipe_rows(
     recipe: Recipe,
     dataset: Dataset,
 ) -> "pd.DataFrame":  # as from `training_rows`
-    "The training rows of a recipe, with those extra sources that are at hand."
-    return training_rows(dataset, {name: weight for name, weight in recipe.weights.items() if name in dataset.extra})
+    "The training rows of a recipe: those extra sources that are at hand, without near-duplicates of test descriptions."
+    rows = training_rows(dataset, {name: weight for name, weight in recipe.weights.items() if name in dataset.extra})
+    return without_near_duplicates(rows, dataset.test["description"].tolist())
 
 # %% ../nbs/11_training.ipynb #7e51c9c7
 def evaluate_on_test(
