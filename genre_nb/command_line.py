@@ -93,7 +93,7 @@ def record_writer(
 
     return write
 
-# %% ../nbs/14_command_line.ipynb #a4299e32
+# %% ../nbs/14_command_line.ipynb #cf2ccdca
 @dataclass
 class PredictJob:
     "What `predict` was asked for."
@@ -117,7 +117,7 @@ class PredictJob:
         beside = self.output or (None if self.source == "-" else self.source)
         return Path(f"{beside}.rejected.jsonl") if beside else Path("standard_input.rejected.jsonl")
 
-
+# %% ../nbs/14_command_line.ipynb #dc365d14
 def usable_records(
     records: "Iterable[Record | RejectedRow]",
     job: PredictJob,

@@ -21,7 +21,7 @@ from .core import find_folder, home_directory, resource_directory
 from .language import identify_languages, language_name
 from .text import check_descriptions
 
-# %% ../nbs/12_inference.ipynb #d6f6ea11
+# %% ../nbs/12_inference.ipynb #89d08a7c
 NOT_SURE_MARGIN = 0.10  # difference of the two largest probabilities below which a prediction says "not sure"
 
 
@@ -40,7 +40,7 @@ class WordContribution(NamedTuple):
     end: int  # position after its last character
     contribution: float  # to the genre's score before the softmax; negative speaks against the genre
 
-
+# %% ../nbs/12_inference.ipynb #0397d76e
 @dataclass(frozen=True, repr=False)
 class Prediction:
     "The primary genre of a description, how sure the model is, and why."

@@ -1558,7 +1558,7 @@ def listen_error(
         return OSError(f"{host} is not an address of this computer")
     return OSError(f"can't listen on {host} port {port}: {error.strerror}")
 
-# %% ../nbs/15_serving.ipynb #9e51ff97
+# %% ../nbs/15_serving.ipynb #7f6e5247
 class _WebServer(uvicorn.Server):
     "uvicorn, telling when it is ready and ending endless answers when it stops."
 
@@ -1568,11 +1568,13 @@ class _WebServer(uvicorn.Server):
         self.on_ready: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        "Start, and say so to whoever waits."
         await super().startup(sockets)
         self.on_ready()
         self.ready.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        "Finish the requests in flight, then stop."
         self.config.app.state.service.stopping = True
         for route in self.config.app.routes:
             if stop_event := getattr(getattr(route, "app", None), "stop_event", None):

@@ -132,7 +132,7 @@ def hardware() -> dict[str, Any]:
     "The machine that trained a model."
     return {"processor": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
 
-# %% ../nbs/11_training.ipynb #b3d3114f
+# %% ../nbs/11_training.ipynb #52c8fec3
 def validation_scores(
     validation: CrossValidation,
 ) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def check_replaceable(
         raise ValueError(f"models/{name} was trained on real data and would be replaced by one trained on the sample. Point "
                          "GENRE_NB_DATA to the data, or set GENRE_NB_HOME to keep your own models elsewhere.")
 
-
+# %% ../nbs/11_training.ipynb #c8e2c2c3
 def train_and_save(
     name: str,  # a key of `RECIPES`
     dataset: Dataset,
