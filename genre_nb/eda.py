@@ -119,7 +119,7 @@ def _nothing(title: str, reason: str) -> Chart:
     axes.text(0.5, 0.5, reason, ha="center", va="center", fontsize=12)
     return _finish(chart, title, f"{title} {reason}")
 
-# %% ../nbs/02_eda.ipynb #b8e1adad
+# %% ../nbs/02_eda.ipynb #7a840f56
 def _panels(
     title: str, count: int, size: tuple[float, float], columns: int, margins: tuple[float, float] = (0.05, 0.05)
 ) -> tuple[Chart, list]:
@@ -159,7 +159,7 @@ def _genre_rows(axes, labels: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
 
-
+# %% ../nbs/02_eda.ipynb #ee157341
 def _counted(names: Sequence[str], data: pd.DataFrame) -> list[str]:
     "Genre names with their number of rows in brackets."
     rows = data["genre"].value_counts()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOT_SURE_MARGIN', 'DEFAULT_MODEL', 'MINIMUM_WORDS', 'SURE_LANGUAGE', 'LOADERS', 'PredictionWarning',
            'WordContribution', 'Prediction', 'SavedModel', 'available_models', 'read_card', 'warnings_for',
-           'Classifier', 'predictions_for', 'load_classifier']
+           'Classifier', 'contributions_of', 'predictions_for', 'load_classifier']
 
 # %% ../nbs/12_inference.ipynb #e4aaf3c0
 import json
@@ -134,7 +134,7 @@ def warnings_for(
         found.append(warnings)
     return found
 
-# %% ../nbs/12_inference.ipynb #a899c8ba
+# %% ../nbs/12_inference.ipynb #f16d7059
 class Classifier:
     "A saved model with everything around it: checks, warnings, predictions, explanations."
 
@@ -191,13 +191,21 @@ class Classifier:
         genre: str | None = None,  # any of `classes_`; None: the predicted one
     ) -> list[WordContribution]:  # in text order
         "What each word adds to the score of a genre."
-        if genre is None:
-            genre = str(self.predict([description])[0])
-        if genre not in self.classes_:
-            raise ValueError(f"unknown genre {genre!r}; this model knows: {', '.join(self.classes_)}")
-        return [WordContribution(*word) for word in self.model.explain(description, genre)]
+        genre = str(self.predict([description])[0]) if genre is None else genre
+        return contributions_of(self, description, genre)
 
-# %% ../nbs/12_inference.ipynb #a6079bd5
+# %% ../nbs/12_inference.ipynb #b10286eb
+def contributions_of(
+    classifier: Classifier,
+    description: str,
+    genre: str,  # a member of `classes_`; another one is a ValueError that lists them
+) -> list[WordContribution]:  # in text order
+    "What each word adds to the score of a genre."
+    if genre not in classifier.classes_:
+        raise ValueError(f"unknown genre {genre!r}; this model knows: {', '.join(classifier.classes_)}")
+    return [WordContribution(*word) for word in classifier.model.explain(description, genre)]
+
+
 def predictions_for(
     classifier: Classifier,
     descriptions: list[str],
@@ -210,7 +218,7 @@ def predictions_for(
     for description, row, order, warnings in zip(descriptions, probabilities, orders, noticed):
         ranked = dict(zip(classifier.classes_[order].tolist(), row[order].tolist()))
         genre = next(iter(ranked))
-        explanation = tuple(classifier.explain(description, genre)) if explain else None
+        explanation = tuple(contributions_of(classifier, description, genre)) if explain else None
         yield Prediction(genre, ranked[genre], ranked, classifier.name, classifier.version, tuple(warnings), explanation)
 
 # %% ../nbs/12_inference.ipynb #27b97dfd

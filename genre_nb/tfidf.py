@@ -298,11 +298,11 @@ def complement_naive_bayes(
     return TfidfClassifier(ComplementNB(), remove_stop_words=True, longest=1, maximum_terms=maximum_terms,
                            random_state=random_state)
 
-# %% ../nbs/07_tfidf.ipynb #6592552b
+# %% ../nbs/07_tfidf.ipynb #6f49f50e
 def random_forest(
     random_state: int = SEED,
     trees: int = 100,
-    maximum_depth: int | None = None,  # None grows whole trees; over all rows they take hundreds of MB
+    maximum_depth: int | None = None,  # None grows whole trees
     maximum_terms: int = REFERENCE_TERMS,
 ) -> TfidfClassifier:
     "A random forest over the most frequent stems, as in the reference project."
