@@ -6,12 +6,12 @@
 __all__ = ['REFERENCE_SOURCE', 'SOURCE_WEIGHTS', 'MINIMUM_ROWS', 'SUPPORT_VECTOR_C', 'SUPPORT_VECTOR_SOURCE_STRENGTH',
            'LOGISTIC_C', 'LOGISTIC_SOURCE_STRENGTH', 'REFERENCE_TERMS', 'OWN_PENALTY', 'CROSS_PENALTY', 'MODEL_FILE',
            'TRUSTED', 'TREES', 'DescriptionWords', 'TermVectorizer', 'make_vectorizer', 'source_columns',
-           'linear_weights', 'linear_scores', 'TfidfClassifier', 'description_words', 'fit_texts', 'scores_of_texts',
-           'linear_svm', 'logistic_regression', 'naive_bayes', 'complement_naive_bayes', 'random_forest',
-           'near_duplicates', 'without_near_duplicates', 'CrossValidation', 'cross_validate_classifier',
-           'stratified_folds', 'Correction', 'fit_correction', 'cross_fitted_scores', 'fold_correction',
-           'fit_calibrated', 'validation_table', 'genre_words', 'genre_words_plot', 'word_contributions', 'skops_files',
-           'save', 'load', 'write_study', 'study_plot']
+           'linear_weights', 'linear_scores', 'DescriptionClassifier', 'TfidfClassifier', 'description_words',
+           'fit_texts', 'scores_of_texts', 'linear_svm', 'logistic_regression', 'naive_bayes', 'complement_naive_bayes',
+           'random_forest', 'near_duplicates', 'without_near_duplicates', 'CrossValidation',
+           'cross_validate_classifier', 'stratified_folds', 'Correction', 'fit_correction', 'cross_fitted_scores',
+           'fold_correction', 'fit_calibrated', 'validation_table', 'genre_words', 'genre_words_plot',
+           'word_contributions', 'skops_files', 'save', 'load', 'write_study', 'study_plot']
 
 # %% ../nbs/07_tfidf.ipynb #3f781d16
 import importlib
@@ -137,8 +137,47 @@ def linear_scores(
         table, coefficients = table[:, used], coefficients[:, used]
     return table.astype(np.float64) @ coefficients.T.astype(np.float64) + intercepts
 
-# %% ../nbs/07_tfidf.ipynb #de71d935
-class TfidfClassifier(ClassifierMixin, BaseEstimator):
+# %% ../nbs/07_tfidf.ipynb #cacd275d
+class DescriptionClassifier(ClassifierMixin, BaseEstimator):
+    "What all classifiers of raw descriptions share; a family adds prepare, fit_prepared, prepared_scores, fold_correction."
+
+    classes_: np.ndarray  # the genre of each column, alphabetical; learned by `fit`
+    temperature_: float  # scores are divided by it before the softmax; learned by `fit_calibrated`
+
+    def fit(
+        self,
+        descriptions: Sequence[str],
+        genres: Sequence[str],
+        sample_weight: Sequence[float] | None = None,  # weight of each row; a row of weight 0 is left out
+        sources: Sequence[str] | None = None,  # where each row comes from; all from the reference by default
+    ) -> "DescriptionClassifier":
+        "Learn; probabilities are uncalibrated (temperature 1) until `fit_calibrated` sets a temperature."
+        return self.fit_prepared(self.prepare(descriptions), genres, sample_weight, sources)
+
+    def decision_scores(
+        self,
+        descriptions: Sequence[str],
+    ) -> np.ndarray:  # shape (descriptions, genres), any numbers
+        "The score of each genre before the softmax."
+        return self.prepared_scores(self.prepare(descriptions))
+
+    def predict_proba(
+        self,
+        descriptions: Sequence[str],
+    ) -> np.ndarray:  # shape (descriptions, genres), rows sum to 1
+        "The probability of each genre, columns as in `classes_`."
+        return softmax(self.decision_scores(descriptions), self.temperature_)
+
+    def predict(
+        self,
+        descriptions: Sequence[str],
+    ) -> np.ndarray:  # genre names
+        "The most probable genre."
+        probabilities = self.predict_proba(descriptions)
+        return self.classes_[probabilities.argmax(axis=1)]
+
+# %% ../nbs/07_tfidf.ipynb #cfc6c55f
+class TfidfClassifier(DescriptionClassifier):
     "A scikit-learn classifier of raw descriptions: words, TF-IDF and a model in one pipeline, and a temperature."
 
     def __init__(
@@ -157,38 +196,25 @@ class TfidfClassifier(ClassifierMixin, BaseEstimator):
         self.longest, self.minimum_rows, self.maximum_terms = longest, minimum_rows, maximum_terms
         self.source_strength, self.corrected, self.random_state = source_strength, corrected, random_state
 
-    def fit(
+    def prepare(
         self,
         descriptions: Sequence[str],
-        genres: Sequence[str],
-        sample_weight: Sequence[float] | None = None,  # weight of each row; a row of weight 0 is left out
-        sources: Sequence[str] | None = None,  # where each row comes from; all from the reference by default
-    ) -> "TfidfClassifier":
-        "Learn; probabilities are uncalibrated (temperature 1) until `fit_calibrated` sets a temperature."
-        texts = description_words(self).transform(check_descriptions(descriptions))
-        return fit_texts(self, texts, genres, sample_weight, sources)
+    ) -> list[str]:  # processed words joined by spaces
+        "The words; nothing is learned."
+        return description_words(self).transform(check_descriptions(descriptions))
 
-    def decision_scores(
-        self,
-        descriptions: Sequence[str],
-    ) -> np.ndarray:  # shape (descriptions, genres), any numbers
-        "The score of each genre before the softmax."
-        return scores_of_texts(self, description_words(self).transform(check_descriptions(descriptions)))
+    def fit_prepared(self, prepared: Sequence[str], genres: Sequence[str], sample_weight: Sequence[float] | None = None,
+                     sources: Sequence[str] | None = None) -> "TfidfClassifier":
+        "`fit` with what `prepare` returned."
+        return fit_texts(self, prepared, genres, sample_weight, sources)
 
-    def predict_proba(
-        self,
-        descriptions: Sequence[str],
-    ) -> np.ndarray:  # shape (descriptions, genres), rows sum to 1
-        "The probability of each genre, columns as in `classes_`."
-        return softmax(self.decision_scores(descriptions), self.temperature_)
+    def prepared_scores(self, prepared: Sequence[str]) -> np.ndarray:
+        "`decision_scores` with what `prepare` returned."
+        return scores_of_texts(self, prepared)
 
-    def predict(
-        self,
-        descriptions: Sequence[str],
-    ) -> np.ndarray:  # genre names
-        "The most probable genre."
-        probabilities = self.predict_proba(descriptions)
-        return self.classes_[probabilities.argmax(axis=1)]
+    def fold_correction(self, correction: "Correction") -> "TfidfClassifier":
+        "Put a correction into the coefficients."
+        return fold_correction(self, correction)
 
 # %% ../nbs/07_tfidf.ipynb #2e11a46f
 def description_words(
@@ -369,15 +395,15 @@ class CrossValidation:
         "Every score of the pooled rows, with bootstrap intervals."
         return evaluate(self.genres, self.probabilities, self.classes, train_genres=self.genres, resamples=resamples)
 
-# %% ../nbs/07_tfidf.ipynb #b797d30d
+# %% ../nbs/07_tfidf.ipynb #8f32de2e
 def cross_validate_classifier(
-    classifier: TfidfClassifier,  # not changed
+    classifier: DescriptionClassifier,  # not changed
     rows: "DataFrame",  # description, genre and perhaps source, weight, as made by `training_rows`
     folds: int = 3,
     seed: int = SEED,  # of the split
 ) -> CrossValidation:
     "Score every reference row with a model that has seen neither it nor a near-duplicate of it."
-    texts = description_words(classifier).transform(check_descriptions(rows["description"]))
+    prepared = classifier.prepare(rows["description"])
     genres, weights, sources = _row_columns(rows)
     reference = np.flatnonzero(sources == REFERENCE_SOURCE)
     twins = _twins(rows, reference)
@@ -386,8 +412,9 @@ def cross_validate_classifier(
     for fold, held_out in enumerate(stratified_folds(genres[reference], folds, seed)):
         out = set(reference[held_out]) | {twin for row in held_out for twin in twins.get(row, ())}
         kept = np.array([row for row in range(len(rows)) if row not in out])
-        model = fit_texts(clone(classifier), [texts[row] for row in kept], genres[kept], weights[kept], sources[kept])
-        table = scores_of_texts(model, [texts[row] for row in reference[held_out]])
+        training = [prepared[row] for row in kept]
+        model = clone(classifier).fit_prepared(training, genres[kept], weights[kept], sources[kept])
+        table = model.prepared_scores([prepared[row] for row in reference[held_out]])
         scores[held_out], fold_of[held_out] = _align(table, model.classes_, classes), fold
     corrected = cross_fitted_scores(scores, genres[reference], classes, seed=seed) if classifier.corrected else scores
     temperature = fit_temperature(corrected, genres[reference], classes)
@@ -505,21 +532,21 @@ def fold_correction(
     model.coef_, model.intercept_ = np.ascontiguousarray(coefficients, dtype=np.float32), intercepts
     return classifier
 
-# %% ../nbs/07_tfidf.ipynb #b9edc7d6
+# %% ../nbs/07_tfidf.ipynb #9b07e7f5
 def fit_calibrated(
-    classifier: TfidfClassifier,  # not changed
+    classifier: DescriptionClassifier,  # not changed
     rows: "DataFrame",  # description, genre and perhaps source, weight, as made by `training_rows`
     folds: int = 3,
     seed: int = SEED,  # of the split
     validation: CrossValidation | None = None,  # of the same classifier and rows, if it is at hand
-) -> tuple[TfidfClassifier, CrossValidation]:  # fitted on all rows, and what it answered for rows held out
+) -> tuple[DescriptionClassifier, CrossValidation]:  # fitted on all rows, and what it answered for rows held out
     "Cross-validate, fit on all rows, then correct and calibrate with the held-out scores."
     if validation is None:
         validation = cross_validate_classifier(classifier, rows, folds, seed)
     genres, weights, sources = _row_columns(rows)
     fitted = clone(classifier).fit(rows["description"], genres, weights, sources)
     if classifier.corrected:
-        fold_correction(fitted, fit_correction(validation.raw_scores, validation.genres, validation.classes))
+        fitted.fold_correction(fit_correction(validation.raw_scores, validation.genres, validation.classes))
     fitted.temperature_ = float(validation.temperature)
     return fitted, validation
 
