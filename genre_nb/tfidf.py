@@ -7,8 +7,8 @@ __all__ = ['REFERENCE_SOURCE', 'SOURCE_WEIGHTS', 'MINIMUM_ROWS', 'SUPPORT_VECTOR
            'LOGISTIC_C', 'LOGISTIC_SOURCE_STRENGTH', 'REFERENCE_TERMS', 'OWN_PENALTY', 'CROSS_PENALTY', 'MODEL_FILE',
            'TRUSTED', 'TREES', 'DescriptionWords', 'TermVectorizer', 'make_vectorizer', 'source_columns',
            'linear_weights', 'linear_scores', 'DescriptionClassifier', 'TfidfClassifier', 'description_words',
-           'fit_texts', 'scores_of_texts', 'linear_svm', 'logistic_regression', 'naive_bayes', 'complement_naive_bayes',
-           'random_forest', 'near_duplicates', 'without_near_duplicates', 'CrossValidation',
+           'fit_texts', 'training_columns', 'scores_of_texts', 'linear_svm', 'logistic_regression', 'naive_bayes',
+           'complement_naive_bayes', 'random_forest', 'near_duplicates', 'without_near_duplicates', 'CrossValidation',
            'cross_validate_classifier', 'stratified_folds', 'Correction', 'fit_correction', 'cross_fitted_scores',
            'fold_correction', 'fit_calibrated', 'validation_table', 'genre_words', 'genre_words_plot',
            'word_contributions', 'skops_files', 'save', 'load', 'write_study', 'study_plot']
@@ -137,12 +137,13 @@ def linear_scores(
         table, coefficients = table[:, used], coefficients[:, used]
     return table.astype(np.float64) @ coefficients.T.astype(np.float64) + intercepts
 
-# %% ../nbs/07_tfidf.ipynb #cacd275d
+# %% ../nbs/07_tfidf.ipynb #b6dd1d21
 class DescriptionClassifier(ClassifierMixin, BaseEstimator):
-    "What all classifiers of raw descriptions share; a family adds prepare, fit_prepared, prepared_scores, fold_correction."
+    "What all classifiers of raw descriptions share; a family adds the methods that depend on its inside."
 
     classes_: np.ndarray  # the genre of each column, alphabetical; learned by `fit`
     temperature_: float  # scores are divided by it before the softmax; learned by `fit_calibrated`
+    storage: str  # the format that `save` writes: "skops" or "onnx"
 
     def fit(
         self,
@@ -176,9 +177,11 @@ class DescriptionClassifier(ClassifierMixin, BaseEstimator):
         probabilities = self.predict_proba(descriptions)
         return self.classes_[probabilities.argmax(axis=1)]
 
-# %% ../nbs/07_tfidf.ipynb #cfc6c55f
+# %% ../nbs/07_tfidf.ipynb #f0e932c8
 class TfidfClassifier(DescriptionClassifier):
     "A scikit-learn classifier of raw descriptions: words, TF-IDF and a model in one pipeline, and a temperature."
+
+    storage = "skops"
 
     def __init__(
         self,
@@ -216,7 +219,11 @@ class TfidfClassifier(DescriptionClassifier):
         "Put a correction into the coefficients."
         return fold_correction(self, correction)
 
-# %% ../nbs/07_tfidf.ipynb #2e11a46f
+    def save(self, folder: Path | str) -> None:
+        "Write a fitted classifier to a folder."
+        save(self, folder)
+
+# %% ../nbs/07_tfidf.ipynb #1e8257fb
 def description_words(
     classifier: TfidfClassifier,
 ) -> DescriptionWords:
@@ -232,7 +239,7 @@ def fit_texts(
     sources: Sequence[str] | None = None,
 ) -> TfidfClassifier:  # the same object, fitted
     "Learn the vocabulary, the TF-IDF weights and the model from the same rows and no others."
-    texts, genres, weights, sources = _training_columns(texts, genres, sample_weight, sources)
+    texts, genres, weights, sources = training_columns(texts, genres, sample_weight, sources)
     vectorizer = make_vectorizer(classifier.longest, classifier.minimum_rows, classifier.maximum_terms)
     table = vectorizer.fit_transform(texts)
     extra = source_columns(sources, classifier.source_strength) if classifier.source_strength else None
@@ -245,20 +252,26 @@ def fit_texts(
     classifier.classes_, classifier.temperature_ = np.array(model.classes_, dtype=str), 1.0
     return classifier
 
-# %% ../nbs/07_tfidf.ipynb #ffc735e8
-def _training_columns(texts, genres, sample_weight, sources) -> tuple[list[str], np.ndarray, np.ndarray, list[str]]:
+# %% ../nbs/07_tfidf.ipynb #8d8274ec
+def training_columns(
+    prepared: Sequence[Any],  # one item a row, as from `prepare`
+    genres: Sequence[str],
+    sample_weight: Sequence[float] | None = None,  # None: 1 everywhere
+    sources: Sequence[str] | None = None,  # None: the reference everywhere
+) -> tuple[list[Any], np.ndarray, np.ndarray, list[str]]:  # prepared, genres, weights, sources of rows with a weight
+    "The columns of a fit as equally long arrays, without rows of weight 0; a ValueError says what is wrong with them."
     genres = np.array(list(genres), dtype=str)
-    weights = np.ones(len(texts)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-    sources = [REFERENCE_SOURCE] * len(texts) if sources is None else list(sources)
+    weights = np.ones(len(prepared)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    sources = [REFERENCE_SOURCE] * len(prepared) if sources is None else list(sources)
     for name, values in (("genres", genres), ("sample weights", weights), ("sources", sources)):
-        if len(values) != len(texts):
-            raise ValueError(f"There are {len(texts):,} descriptions but {len(values):,} {name}.")
+        if len(values) != len(prepared):
+            raise ValueError(f"There are {len(prepared):,} descriptions but {len(values):,} {name}.")
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError("Sample weights must be finite numbers, none negative.")
     kept = np.flatnonzero(weights)
-    if not any(texts[row] for row in kept):
+    if not any(prepared[row] for row in kept):
         raise ValueError("There is nothing to learn from: no description with a word and a weight above 0.")
-    return [texts[row] for row in kept], genres[kept], weights[kept], [sources[row] for row in kept]
+    return [prepared[row] for row in kept], genres[kept], weights[kept], [sources[row] for row in kept]
 
 
 def _keep_terms(model: BaseEstimator, terms: int) -> None:
