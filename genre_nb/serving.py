@@ -27,7 +27,7 @@ from .core import GENRES, require
 for library in ("fastapi", "uvicorn", "prometheus_client", "fastapi_offline"):
     require(library, extra="serve")
 
-# %% ../nbs/15_serving.ipynb #da98c414
+# %% ../nbs/15_serving.ipynb #34415399
 import asyncio
 import errno
 import json
@@ -62,7 +62,6 @@ from starlette.middleware.cors import CORSMiddleware
 from . import __version__
 from genre_nb.inference import (
     DEFAULT_MODEL,
-    LOADERS,
     Classifier,
     Prediction,
     WordContribution,
@@ -70,6 +69,7 @@ from genre_nb.inference import (
     load_classifier,
     read_card,
 )
+from .onnx_model import LOADERS
 
 # %% ../nbs/15_serving.ipynb #c98983df
 MAXIMUM_DESCRIPTIONS = 64  # in one request

@@ -177,7 +177,7 @@ class DescriptionClassifier(ClassifierMixin, BaseEstimator):
         probabilities = self.predict_proba(descriptions)
         return self.classes_[probabilities.argmax(axis=1)]
 
-# %% ../nbs/07_tfidf.ipynb #f0e932c8
+# %% ../nbs/07_tfidf.ipynb #8138c1a3
 class TfidfClassifier(DescriptionClassifier):
     "A scikit-learn classifier of raw descriptions: words, TF-IDF and a model in one pipeline, and a temperature."
 
@@ -222,6 +222,14 @@ class TfidfClassifier(DescriptionClassifier):
     def save(self, folder: Path | str) -> None:
         "Write a fitted classifier to a folder."
         save(self, folder)
+
+    def explain(self, description: str, genre: str) -> list[tuple[str, int, int, float]]:
+        "(word, start, end, contribution to the genre's score) of each word."
+        return word_contributions(self, description, genre)
+
+    def truncated(self, description: str) -> int:
+        "How many words are not read: none."
+        return 0
 
 # %% ../nbs/07_tfidf.ipynb #1e8257fb
 def description_words(

@@ -7,7 +7,8 @@ __all__ = ['RECIPES', 'LIMITS', 'Recipe', 'recipe_rows', 'evaluate_on_test', 'tr
            'hardware', 'validation_scores', 'check_replaceable', 'train_and_save', 'describe_results',
            'evaluation_table']
 
-# %% ../nbs/11_training.ipynb #3f045811
+# %% ../nbs/11_training.ipynb #d11d5e57
+import importlib
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ from .core import PROTOCOLS, SEED, atomic_path, find_folder, models_directory, s
 from .data import Dataset, training_rows
 from .evaluation import evaluate, format_score, write_metrics
 from .language import identify_languages
+from .onnx_model import load_stored
 from genre_nb.tfidf import (
     SOURCE_WEIGHTS,
     CrossValidation,
@@ -33,14 +35,13 @@ from genre_nb.tfidf import (
     logistic_regression,
     naive_bayes,
     random_forest,
-    save,
     without_near_duplicates,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../nbs/11_training.ipynb #9b18dc67
+# %% ../nbs/11_training.ipynb #f8516278
 @dataclass(frozen=True)
 class Recipe:
     "How a model is trained."
@@ -49,8 +50,16 @@ class Recipe:
     summary: str  # one sentence for the card
     weights: Mapping[str, float] = field(default_factory=dict)  # extra source -> weight of its rows
     saved: bool = True  # False: measured, but too large to ship
+    apart: bool = False  # leave out foreign rows that retell a reference row, so that all folds share a first stage
+    packages: Sequence[str] = ("scikit-learn", "skops", "nltk")  # whose versions the card names
 
-# %% ../nbs/11_training.ipynb #5fc62858
+# %% ../nbs/11_training.ipynb #8e5c31bf
+def _network(module: str, factory: str) -> Callable[[], Any]:
+    return lambda: getattr(importlib.import_module(f"genre_nb.{module}"), factory)()
+
+
+_TORCH = ("torch", "tokenizers", "onnx", "onnxruntime", "scikit-learn")
+
 RECIPES: dict[str, Recipe] = {
     "naive_bayes": Recipe(naive_bayes, "Multinomial naive Bayes over TF-IDF, the reference's baseline.", SOURCE_WEIGHTS),
     "complement_naive_bayes": Recipe(complement_naive_bayes, "Complement naive Bayes, made for uneven classes.",
@@ -58,16 +67,19 @@ RECIPES: dict[str, Recipe] = {
     "random_forest": Recipe(random_forest, "Random forest of 100 full-depth trees, as in the reference.", saved=False),
     "logistic_regression": Recipe(logistic_regression, "Multinomial logistic regression over TF-IDF.", SOURCE_WEIGHTS),
     "linear_svm": Recipe(linear_svm, "Linear support vector machine over TF-IDF.", SOURCE_WEIGHTS),
+    "small_bert": Recipe(_network("small_bert", "small_bert"), "MiniLM-L6, fine-tuned in two stages, in eight bits.",
+                         SOURCE_WEIGHTS, apart=True, packages=(*_TORCH, "transformers", "accelerate")),
 }
 
-# %% ../nbs/11_training.ipynb #98d86423
+# %% ../nbs/11_training.ipynb #6925b2a2
 def recipe_rows(
     recipe: Recipe,
     dataset: Dataset,
 ) -> "pd.DataFrame":  # as from `training_rows`
-    "The training rows of a recipe: those extra sources that are at hand, without near-duplicates of test descriptions."
+    "The training rows of a recipe: those extra sources that are at hand, without near-duplicates of what is scored."
     rows = training_rows(dataset, {name: weight for name, weight in recipe.weights.items() if name in dataset.extra})
-    return without_near_duplicates(rows, dataset.test["description"].tolist())
+    scored = dataset.test["description"].tolist() + (dataset.train["description"].tolist() if recipe.apart else [])
+    return without_near_duplicates(rows, scored)
 
 # %% ../nbs/11_training.ipynb #7e51c9c7
 def evaluate_on_test(
@@ -85,7 +97,7 @@ def evaluate_on_test(
                                      train_genres=dataset.train["genre"].tolist())
     return results
 
-# %% ../nbs/11_training.ipynb #401d1f88
+# %% ../nbs/11_training.ipynb #42cfd8cf
 LIMITS = ("Learned from English descriptions written for film catalogues; other languages and very short texts are guesses. "
           "The label is one primary genre where most films have several, so near-synonyms (biography and documentary, romance "
           "and drama) are often confused. Rare genres have few training rows and low recall. Probabilities are calibrated on "
@@ -112,19 +124,21 @@ def model_card(
     scores = {protocol: {score: result[score] for score in ("rows", "accuracy", "macro_f1", "top_3_accuracy", "ece")}
               for protocol, result in results["protocols"].items()}
     return {
-        "model": name, "version": __version__, "format": "skops", "summary": RECIPES[name].summary,
+        "model": name, "version": __version__, "format": results["storage"], "summary": RECIPES[name].summary,
         "genres": sorted(rows["genre"].unique()), "data": dataset.describe(), "training_data": training_data(rows, dataset),
         "calibration": results["calibration"], "cross_validation": results["cross_validation"], "metrics": scores,
-        "seed": SEED, "command": f"genre_nb train {name}", "versions": versions(), "hardware": hardware(),
+        "seed": SEED, "command": f"genre_nb train {name}", "versions": versions(RECIPES[name].packages), "hardware": hardware(),
         "intended_use": "Sorting and searching catalogues of films and series by primary genre; teaching.",
         "limits": LIMITS,
         "licence": "Apache-2.0 for the weights; the descriptions they were learned from belong to their authors and are not included.",
     }
 
 
-def versions() -> dict[str, str]:
+def versions(
+    packages: Sequence[str],
+) -> dict[str, str]:  # "python", "genre_nb", "numpy", "scipy" and the packages
     "The versions that wrote a model."
-    names = ("genre_nb", "numpy", "scipy", "scikit-learn", "skops", "nltk")
+    names = ("genre_nb", "numpy", "scipy", *packages)
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
@@ -152,7 +166,7 @@ def check_replaceable(
         raise ValueError(f"models/{name} was trained on real data and would be replaced by one trained on the sample. Point "
                          "GENRE_NB_DATA to the data, or set GENRE_NB_HOME to keep your own models elsewhere.")
 
-# %% ../nbs/11_training.ipynb #c8e2c2c3
+# %% ../nbs/11_training.ipynb #98eb0999
 def train_and_save(
     name: str,  # a key of `RECIPES`
     dataset: Dataset,
@@ -166,15 +180,20 @@ def train_and_save(
     rows = recipe_rows(recipe, dataset)
     classifier, validation = fit_calibrated(recipe.build(), rows)
     seconds = time.perf_counter() - started
-    results = {"protocols": evaluate_on_test(classifier, dataset), "data": dataset.describe(), "cross_validation": validation_scores(validation),
-               "calibration": {"method": "temperature", "temperature": classifier.temperature_, "fitted_on": "out-of-fold scores of the reference training rows"},
-               "training_seconds": round(seconds, 1), "saved": recipe.saved}
+    results = {"data": dataset.describe(), "cross_validation": validation_scores(validation), "saved": recipe.saved,
+               "calibration": {"method": "temperature", "temperature": classifier.temperature_,
+                               "fitted_on": "out-of-fold scores of the reference training rows"},
+               "storage": classifier.storage, "training_seconds": round(seconds, 1)}
     if recipe.saved:
         with atomic_path(models_directory() / name) as folder:
-            save(classifier, folder)
+            folder.mkdir(parents=True)
+            classifier.save(folder)
+            results["protocols"] = evaluate_on_test(load_stored(folder, classifier.storage), dataset)
             card = json.dumps(model_card(name, rows, dataset, results), indent=2, ensure_ascii=False)
             (folder / "card.json").write_text(card + "\n", encoding="utf-8")
             results["megabytes"] = round(sum(path.stat().st_size for path in folder.iterdir()) / 1e6, 2)
+    else:
+        results["protocols"] = evaluate_on_test(classifier, dataset)
     write_metrics(name, results)
     return describe_results(name, results)
 
@@ -189,7 +208,7 @@ def describe_results(
     return (f"{name}: accuracy {format_score(headline['accuracy'])}, macro-F1 {format_score(headline['macro_f1'])} on "
             f"{headline['rows']:,} test rows{size}, trained in {results['training_seconds']:.0f} s")
 
-# %% ../nbs/11_training.ipynb #2e08029f
+# %% ../nbs/11_training.ipynb #a5188960
 def evaluation_table(
     names: Sequence[str],  # saved models
     dataset: Dataset,
@@ -197,14 +216,13 @@ def evaluation_table(
     "Scores of saved models on the test rows."
     from pandas import DataFrame
 
-    from genre_nb.tfidf import load
-
     found = []
     for name in names:
         folder = find_folder("models", name)
         if folder is None:
             raise ValueError(f"no saved model named {name!r}")
-        for protocol, result in evaluate_on_test(load(folder), dataset).items():
+        storage = json.loads((folder / "card.json").read_text(encoding="utf-8"))["format"]
+        for protocol, result in evaluate_on_test(load_stored(folder, storage), dataset).items():
             scores = {score: format_score(result[score]) for score in ("accuracy", "macro_f1", "top_3_accuracy", "ece")}
             found.append({"model": name, "protocol": protocol, "rows": result["rows"], **scores})
     return DataFrame(found)
