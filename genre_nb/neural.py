@@ -9,11 +9,11 @@ __all__ = ['MARKS', 'PADDING', 'UNKNOWN', 'BACKBONE', 'VECTOR_SCALE', 'REFERENCE
            'starting_vectors', 'ReferenceNetwork', 'reverse_each', 'BothWays', 'DescriptionNetwork',
            'attention_weights', 'drop_features', 'drawn_rows', 'bucketed_batches', 'epoch_plan', 'ShownIds',
            'PlannedLoader', 'pad_samples', 'target_names', 'make_loaders', 'log_shares', 'SourceLoss', 'source_shifts',
-           'balanced_weights', 'MacroF1', 'NoValidation', 'TerminalProgress', 'GradientClipping', 'make_learner',
-           'train_quietly', 'NeuralClassifier', 'learner_of', 'fit_network', 'finish', 'build_network', 'known_vectors',
-           'network_scores', 'fold_into_head', 'export_onnx', 'store_halves', 'save', 'tiny_backbone',
+           'balanced_weights', 'MacroF1', 'NoValidation', 'TerminalProgress', 'make_learner', 'train_quietly',
+           'NeuralClassifier', 'learner_of', 'fit_network', 'finish', 'build_network', 'known_vectors',
+           'network_scores', 'fold_into_head', 'export_onnx', 'forget_origin', 'store_halves', 'save', 'tiny_backbone',
            'reference_network', 'Screening', 'run_name', 'kept_run', 'screen', 'screening_table', 'kept_validation',
-           'write_study']
+           'write_study_part', 'neural_bag_of_words', 'lstm', 'gru']
 
 # %% ../nbs/08_neural.ipynb #afc4d11d
 import gzip
@@ -25,7 +25,9 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import lru_cache, partial
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +40,7 @@ from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import lr_find  # noqa: F401  gives a Learner its lr_find
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.training import GradientClip
 from fastai.callback.fp16 import MixedPrecision
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import Categorize
@@ -66,7 +69,7 @@ from .core import SEED, atomic_path
 from .data import hold_out
 from .evaluation import accuracy, fit_temperature, format_json, macro_f1, softmax
 from genre_nb.onnx_model import (
-    MAX_LENGTH, MODEL_FILE, TOKENIZER_FILE, WINDOWS, NetworkSettings, windows_of, write_settings,
+    MAX_LENGTH, MODEL_FILE, TOKENIZER_FILE, WINDOWS, NetworkSettings, encodable, windows_of, write_settings,
 )
 from genre_nb.tfidf import (
     REFERENCE_SOURCE, Correction, CrossValidation, DescriptionClassifier, cross_fitted_scores, cross_validate_classifier,
@@ -177,8 +180,10 @@ def read_vectors(
             if word in wanted:
                 try:
                     found[word] = np.array(numbers, dtype=np.float32)
+                    if not numbers or len(numbers) != len(next(iter(found.values()))):
+                        raise ValueError
                 except ValueError:
-                    raise ValueError(f"{path}, line {number}: expected a word and numbers, found {line[:60]!r}") from None
+                    raise ValueError(f"{path}, line {number}: expected a word and as many numbers as before, found {line[:60]!r}") from None
     return found
 
 
@@ -206,7 +211,8 @@ def starting_vectors(
         _, _, directions = np.linalg.svd(given.T @ given)
         given = given @ directions[:width].T
         table[rows] = 0.0
-        table[np.ix_(rows, range(given.shape[1]))] = given * VECTOR_SCALE * np.sqrt(width * len(rows)) / np.linalg.norm(given)
+        size = np.linalg.norm(given) or 1.0  # a single word is its own mean
+        table[np.ix_(rows, range(given.shape[1]))] = given * VECTOR_SCALE * np.sqrt(width * len(rows)) / size
     table[PADDING] = 0.0
     return table.astype(np.float32)
 
@@ -315,7 +321,8 @@ class DescriptionNetwork(nn.Module):
         mask: torch.Tensor | None = None,  # the same shape: 1 for tokens, 0 for padding; None: padding has number 0
     ) -> torch.Tensor:  # shape (rows, genres)
         "Scores before the softmax."
-        mask = (ids != PADDING).long() if mask is None else mask
+        if mask is None:  # padding is what follows the last mark; a text may hold a written "[PAD]"
+            mask = ((ids != PADDING).long().flip(1).cumsum(1).flip(1) > 0).long()
         vectors = self.token_vectors(ids, mask)
         return self.head((attention_weights(self.attention(vectors)[..., 0], mask)[..., None] * vectors).sum(1))
 
@@ -332,7 +339,7 @@ def attention_weights(
     mask: torch.Tensor,  # the same shape
 ) -> torch.Tensor:  # the same shape; each row sums to 1, padding has 0
     "A softmax over the tokens of each row."
-    return torch.softmax(scores.masked_fill(mask == 0, -1e9), dim=1)
+    return torch.softmax(scores.float().masked_fill(mask == 0, -1e9), dim=1)
 
 
 def drop_features(
@@ -519,8 +526,8 @@ def source_shifts(
 def balanced_weights(
     columns: np.ndarray,  # the genre of each row, as a column number
     genres: int,
-) -> list[float]:  # a genre's weight is inverse to its rows; their mean over the rows is 1
-    "Weights with which every genre counts alike."
+) -> list[float]:  # their mean over the rows is 1
+    "Weights of genres, inverse to their rows."
     counts = np.bincount(columns, minlength=genres)
     return (len(columns) / genres / np.maximum(counts, 1)).tolist()
 
@@ -574,13 +581,6 @@ class TerminalProgress(Callback):
         self.bar.close()
 
 
-class GradientClipping(Callback):
-    "No step is longer than one of gradients of norm 1."
-
-    def before_step(self) -> None:
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-
-
 def make_learner(
     network: nn.Module,
     loaders: DataLoaders,
@@ -591,7 +591,7 @@ def make_learner(
     judged = loaders.valid is not loaders.train
     optimizer = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
     learn = Learner(loaders, network, loss_func=loss, opt_func=optimizer, metrics=[MacroF1(classes)] if judged else [], wd=0.01,
-                    cbs=[GradientClipping(), *([] if judged else [NoValidation()])])
+                    cbs=[GradientClip(1.0), *([] if judged else [NoValidation()])])
     return learn.add_cb(MixedPrecision()) if torch.cuda.is_available() else learn
 
 
@@ -604,7 +604,7 @@ def train_quietly(
     "One cycle, without fastai's tables; a bar on a terminal."
     learn.remove_cb(ProgressCallback)
     callbacks = [TerminalProgress()]
-    with TemporaryDirectory() as folder, learn.no_logging():
+    with TemporaryDirectory() as folder, learn.no_logging(), redirect_stdout(StringIO()):  # its callbacks print
         learn.path = Path(folder)
         if patience is not None:
             callbacks += [SaveModelCallback(monitor="macro_f1"), EarlyStoppingCallback(monitor="macro_f1", patience=patience)]
@@ -648,7 +648,7 @@ class NeuralClassifier(DescriptionClassifier):
 
     def prepare(self, descriptions: Sequence[str]) -> list[str]:
         "The descriptions: the vocabulary belongs to what is learned."
-        return check_descriptions(descriptions)
+        return [encodable(description) for description in check_descriptions(descriptions)]
 
     def fit_prepared(self, prepared: Sequence[str], genres: Sequence[str], sample_weight: Sequence[float] | None = None,
                      sources: Sequence[str] | None = None) -> "NeuralClassifier":
@@ -755,8 +755,10 @@ def known_vectors(
 
 def _held_out(classifier: NeuralClassifier, genres: np.ndarray, origin: np.ndarray) -> np.ndarray:
     own, held_out = np.flatnonzero(origin == 0), np.zeros(len(genres), dtype=bool)
-    if classifier.patience is not None and len(own):
+    if classifier.patience is not None:
         held_out[own] = hold_out(genres[own].tolist(), seed=classifier.random_state)
+        if not held_out.any():
+            raise ValueError("Early stopping needs a genre with at least 4 reference rows: set patience to None.")
     return held_out
 
 
@@ -782,7 +784,7 @@ def network_scores(
     network.eval()
     for batch in bucketed_batches(lengths, batch_tokens, np.random.default_rng(0)):
         ids, mask = pad_rows([parts[part][1] for part in batch])
-        scores[batch] = network(ids.to(device), mask.to(device)).double().cpu().numpy()
+        scores[batch] = network(ids.to(device), mask.to(device)).cpu().double().numpy()
     weights, places = np.maximum(lengths - 2, 1), [row for row, _ in parts]
     totals, counts = np.zeros((len(rows), scores.shape[1])), np.zeros((len(rows), 1))
     np.add.at(totals, places, scores * weights[:, None])
@@ -815,10 +817,21 @@ def export_onnx(
         program = torch.onnx.export(network.eval(), (ids, mask), dynamo=True, input_names=["ids", "mask"],
                                     output_names=["scores", "token_scores"], dynamic_shapes=shapes, verbose=False)
     model = program.model_proto
+    forget_origin(model)
     del model.graph.value_info[:]
     for output, dimensions in zip(model.graph.output, (("batch", "genres"), ("batch", "length", "genres"))):
         output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, dimensions))
     onnx.save(model, str(path))
+
+
+def forget_origin(
+    model: onnx.ModelProto,  # changed in place
+) -> None:
+    "Take out which lines of which files on whose computer each operation came from."
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *model.functions):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def store_halves(
@@ -892,7 +905,7 @@ def reference_network(
     architecture: str,  # a key of `REFERENCE_SIZES`
     random_state: int = SEED,
 ) -> NeuralClassifier:  # of descriptions that are processed already
-    "A classifier with a network, sizes and training of the reference project: Adam, batches of 32, early stopping."
+    "A classifier with a network of the reference project's sizes, small batches and early stopping."
     return NeuralClassifier(architecture, words=REFERENCE_WORDS, max_length=REFERENCE_LENGTH, windows=1, word_dropout=0.0,
                             epochs=10, learning_rate=1e-3, batch_tokens=32 * REFERENCE_LENGTH, patience=2,
                             source_shift=False, reference_weight=1.0, corrected=False, random_state=random_state)
@@ -942,12 +955,11 @@ def screen(
     classifier: DescriptionClassifier,  # not changed
     rows: "DataFrame",  # as from `training_rows`
     folder: Path | str,  # keeps the run
-    seed: int = SEED,  # of the split
 ) -> Screening:
     "Train on 70 % of the reference rows and all others, score the remaining 30 %."
     genres = np.array(rows["genre"].tolist(), dtype=str)
     own = np.flatnonzero(rows["source"] == REFERENCE_SOURCE)
-    scored = own[np.array(hold_out(genres[own].tolist(), 0.3, seed))]
+    scored = own[np.array(hold_out(genres[own].tolist(), 0.3))]
 
     def compute() -> dict[str, Any]:
         kept, started = rows.drop(index=rows.index[scored]), time.monotonic()
@@ -983,15 +995,17 @@ def kept_validation(
     "`cross_validate_classifier`, once."
     def compute() -> dict[str, Any]:
         found = cross_validate_classifier(classifier, rows)
-        return {"genres": found.genres, "classes": found.classes, "raw_scores": found.raw_scores, "folds": found.folds}
+        return {"genres": found.genres, "classes": found.classes, "raw_scores": found.raw_scores, "folds": found.folds,
+                "seconds": found.seconds}
 
     found = kept_run(Path(folder) / run_name("validation", classifier, rows), compute)
     genres, classes, raw = found["genres"], found["classes"], found["raw_scores"]
     scores = cross_fitted_scores(raw, genres, classes) if classifier.corrected else raw
-    return CrossValidation(genres, classes, raw, scores, fit_temperature(scores, genres, classes), found["folds"])
+    temperature = fit_temperature(scores, genres, classes)
+    return CrossValidation(genres, classes, raw, scores, temperature, found["folds"], float(found["seconds"]))
 
 
-def write_study(
+def write_study_part(
     part: str,  # of the file, e.g. "screening"
     content: Any,  # what JSON can hold
     path: Path | str,  # the file; other parts of it stay
@@ -1001,3 +1015,24 @@ def write_study(
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     with atomic_path(path) as temporary:
         temporary.write_text(format_json({**known, part: content}) + "\n", encoding="utf-8")
+
+# %% ../nbs/08_neural.ipynb #55192d32
+def neural_bag_of_words(
+    random_state: int = SEED,
+) -> NeuralClassifier:
+    "The weighted mean of word vectors that an encoder lends."
+    return NeuralClassifier("bag_of_words", vectors="backbone", epochs=6, random_state=random_state)
+
+
+def lstm(
+    random_state: int = SEED,
+) -> NeuralClassifier:
+    "An LSTM in both directions over word vectors that an encoder lends."
+    return NeuralClassifier("lstm", vectors="backbone", random_state=random_state)
+
+
+def gru(
+    random_state: int = SEED,
+) -> NeuralClassifier:
+    "A GRU in both directions over word vectors that an encoder lends."
+    return NeuralClassifier("gru", vectors="backbone", width=64, batch_tokens=8192, random_state=random_state)

@@ -125,7 +125,7 @@ class OnnxModel:
     ) -> int:  # how many of its tokens are not read
         "What does not fit into the windows."
         room = self.settings.windows * (self.settings.max_length - self.settings.marks)
-        if len(description) <= room:  # a token has at least one character
+        if 4 * len(description) <= room:  # a character is at most four after normalisation, and a token has at least one
             return 0
         return max(0, len(self.tokenizer.encode(encodable(description)).ids) - self.settings.marks - room)
 

@@ -16,6 +16,7 @@ __all__ = ['REFERENCE_SOURCE', 'SOURCE_WEIGHTS', 'MINIMUM_ROWS', 'SUPPORT_VECTOR
 # %% ../nbs/07_tfidf.ipynb #3f781d16
 import importlib
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -406,6 +407,7 @@ class CrossValidation:
     scores: np.ndarray  # the same after the correction, if the model has one
     temperature: float  # that suits `scores`
     folds: np.ndarray  # the fold in which each row was held out
+    seconds: float = 0.0  # that it took
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -424,7 +426,7 @@ def cross_validate_classifier(
     seed: int = SEED,  # of the split
 ) -> CrossValidation:
     "Score every reference row with a model that has seen neither it nor a near-duplicate of it."
-    prepared = classifier.prepare(rows["description"])
+    started, prepared = time.monotonic(), classifier.prepare(rows["description"])
     genres, weights, sources = _row_columns(rows)
     reference = np.flatnonzero(sources == REFERENCE_SOURCE)
     twins = _twins(rows, reference)
@@ -439,7 +441,7 @@ def cross_validate_classifier(
         scores[held_out], fold_of[held_out] = _align(table, model.classes_, classes), fold
     corrected = cross_fitted_scores(scores, genres[reference], classes, seed=seed) if classifier.corrected else scores
     temperature = fit_temperature(corrected, genres[reference], classes)
-    return CrossValidation(genres[reference], classes, scores, corrected, temperature, fold_of)
+    return CrossValidation(genres[reference], classes, scores, corrected, temperature, fold_of, time.monotonic() - started)
 
 # %% ../nbs/07_tfidf.ipynb #d1ffa036
 def stratified_folds(

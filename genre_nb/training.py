@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'LIMITS', 'Recipe', 'recipe_rows', 'evaluate_on_test', 'training_data', 'model_card', 'versions',
-           'hardware', 'validation_scores', 'check_replaceable', 'train_and_save', 'describe_results',
-           'evaluation_table']
+           'hardware', 'validation_scores', 'cross_validated', 'check_replaceable', 'train_and_save',
+           'describe_results', 'evaluation_table']
 
 # %% ../nbs/11_training.ipynb #d11d5e57
 import importlib
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .core import PROTOCOLS, SEED, atomic_path, find_folder, models_directory, set_seeds
+from .core import PROTOCOLS, SEED, atomic_path, find_folder, models_directory, processed_directory, set_seeds
 from .data import Dataset, training_rows
 from .evaluation import evaluate, format_score, write_metrics
 from .language import identify_languages
@@ -30,6 +30,7 @@ from genre_nb.tfidf import (
     SOURCE_WEIGHTS,
     CrossValidation,
     complement_naive_bayes,
+    cross_validate_classifier,
     fit_calibrated,
     linear_svm,
     logistic_regression,
@@ -50,7 +51,7 @@ class Recipe:
     summary: str  # one sentence for the card
     weights: Mapping[str, float] = field(default_factory=dict)  # extra source -> weight of its rows
     saved: bool = True  # False: measured, but too large to ship
-    apart: bool = False  # leave out foreign rows that retell a reference row, so that all folds share a first stage
+    network: bool = False  # trains for minutes: cross-validation is kept, and no foreign row retells a reference row
     packages: Sequence[str] = ("scikit-learn", "skops", "nltk")  # whose versions the card names
 
 # %% ../nbs/11_training.ipynb #8e5c31bf
@@ -58,7 +59,7 @@ def _network(module: str, factory: str) -> Callable[[], Any]:
     return lambda: getattr(importlib.import_module(f"genre_nb.{module}"), factory)()
 
 
-_TORCH = ("torch", "tokenizers", "onnx", "onnxruntime", "scikit-learn")
+_TORCH = ("torch", "tokenizers", "onnx", "onnxruntime", "transformers", "scikit-learn")
 
 RECIPES: dict[str, Recipe] = {
     "naive_bayes": Recipe(naive_bayes, "Multinomial naive Bayes over TF-IDF, the reference's baseline.", SOURCE_WEIGHTS),
@@ -67,8 +68,14 @@ RECIPES: dict[str, Recipe] = {
     "random_forest": Recipe(random_forest, "Random forest of 100 full-depth trees, as in the reference.", saved=False),
     "logistic_regression": Recipe(logistic_regression, "Multinomial logistic regression over TF-IDF.", SOURCE_WEIGHTS),
     "linear_svm": Recipe(linear_svm, "Linear support vector machine over TF-IDF.", SOURCE_WEIGHTS),
+    "neural_bag_of_words": Recipe(_network("neural", "neural_bag_of_words"), "The weighted mean of word vectors.",
+                                  SOURCE_WEIGHTS, network=True, packages=(*_TORCH, "fastai")),
+    "lstm": Recipe(_network("neural", "lstm"), "An LSTM in both directions.", SOURCE_WEIGHTS, network=True,
+                   packages=(*_TORCH, "fastai")),
+    "gru": Recipe(_network("neural", "gru"), "A GRU in both directions.", SOURCE_WEIGHTS, network=True,
+                  packages=(*_TORCH, "fastai")),
     "small_bert": Recipe(_network("small_bert", "small_bert"), "MiniLM-L6, fine-tuned in two stages, in eight bits.",
-                         SOURCE_WEIGHTS, apart=True, packages=(*_TORCH, "transformers", "accelerate")),
+                         SOURCE_WEIGHTS, network=True, packages=(*_TORCH, "accelerate")),
 }
 
 # %% ../nbs/11_training.ipynb #6925b2a2
@@ -78,7 +85,7 @@ def recipe_rows(
 ) -> "pd.DataFrame":  # as from `training_rows`
     "The training rows of a recipe: those extra sources that are at hand, without near-duplicates of what is scored."
     rows = training_rows(dataset, {name: weight for name, weight in recipe.weights.items() if name in dataset.extra})
-    scored = dataset.test["description"].tolist() + (dataset.train["description"].tolist() if recipe.apart else [])
+    scored = dataset.test["description"].tolist() + (dataset.train["description"].tolist() if recipe.network else [])
     return without_near_duplicates(rows, scored)
 
 # %% ../nbs/11_training.ipynb #7e51c9c7
@@ -102,6 +109,10 @@ LIMITS = ("Learned from English descriptions written for film catalogues; other 
           "The label is one primary genre where most films have several, so near-synonyms (biography and documentary, romance "
           "and drama) are often confused. Rare genres have few training rows and low recall. Probabilities are calibrated on "
           "the IMDb genre mix; a catalogue with another mix needs its own calibration.")
+
+
+_ENCODER_LICENCE = (" Weights or word vectors started from sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), unless "
+                    "GENRE_NB_BACKBONE named another encoder.")
 
 
 def training_data(
@@ -130,7 +141,8 @@ def model_card(
         "seed": SEED, "command": f"genre_nb train {name}", "versions": versions(RECIPES[name].packages), "hardware": hardware(),
         "intended_use": "Sorting and searching catalogues of films and series by primary genre; teaching.",
         "limits": LIMITS,
-        "licence": "Apache-2.0 for the weights; the descriptions they were learned from belong to their authors and are not included.",
+        "licence": "Apache-2.0 for the weights; the descriptions they were learned from belong to their authors and are not included."
+                   + (_ENCODER_LICENCE if RECIPES[name].network else ""),
     }
 
 
@@ -156,6 +168,18 @@ def validation_scores(
     return {"folds": int(validation.folds.max()) + 1} | {name: scores[name] for name in names}
 
 
+def cross_validated(
+    recipe: Recipe,
+    rows: "pd.DataFrame",  # as from `recipe_rows`
+) -> CrossValidation:
+    "What the recipe's model answers for reference rows it has not seen; of a network, kept from an earlier run if there was one."
+    if not recipe.network:
+        return cross_validate_classifier(recipe.build(), rows)
+    from genre_nb.neural import kept_validation
+
+    return kept_validation(recipe.build(), rows, processed_directory() / "studies")
+
+
 def check_replaceable(
     name: str,
     dataset: Dataset,
@@ -176,10 +200,11 @@ def train_and_save(
         raise ValueError(f"no recipe for {name!r}; there are: {', '.join(RECIPES)}")
     check_replaceable(name, dataset)
     set_seeds()
-    recipe, started = RECIPES[name], time.perf_counter()
+    recipe = RECIPES[name]
     rows = recipe_rows(recipe, dataset)
-    classifier, validation = fit_calibrated(recipe.build(), rows)
-    seconds = time.perf_counter() - started
+    validation, started = cross_validated(recipe, rows), time.monotonic()
+    classifier, _ = fit_calibrated(recipe.build(), rows, validation=validation)
+    seconds = validation.seconds + getattr(classifier, "seconds_", time.monotonic() - started)
     results = {"data": dataset.describe(), "cross_validation": validation_scores(validation), "saved": recipe.saved,
                "calibration": {"method": "temperature", "temperature": classifier.temperature_,
                                "fitted_on": "out-of-fold scores of the reference training rows"},
