@@ -947,7 +947,7 @@ def kept_run(
     if not path.is_file():
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **compute())
-    with np.load(path) as found:  # arrays only: numpy refuses to unpickle
+    with np.load(path, allow_pickle=False) as found:
         return dict(found)
 
 

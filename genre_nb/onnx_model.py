@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import softmax
 from tokenizers import Encoding, Tokenizer
 
-from .evaluation import softmax
 from .text import check_descriptions
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class OnnxModel:
         descriptions: Sequence[str],
     ) -> np.ndarray:  # shape (descriptions, genres), rows sum to 1
         "The probability of each genre, columns as in `classes_`."
-        return softmax(self.decision_scores(descriptions), self.settings.temperature)
+        return softmax(self.decision_scores(descriptions) / self.settings.temperature, axis=1)
 
     def truncated(
         self,
