@@ -83,7 +83,7 @@ class OnnxModel:
     def __init__(
         self,
         folder: Path | str,  # holds model.onnx, tokenizer.json, network.json
-        threads: int | None = None,  # descriptions computed at the same time; None: one a core
+        threads: int | None = None,  # that compute: several descriptions at a time, or one together; None: one a core
     ):
         folder = Path(folder)
         self.settings = read_settings(folder)
@@ -92,7 +92,13 @@ class OnnxModel:
         self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self.session = _session(folder / MODEL_FILE)
+        self.path = folder / MODEL_FILE
+        self.session = _session(self.path, self.threads)
+
+    @cached_property
+    def single_thread(self) -> "InferenceSession":
+        "The same network on one thread, of which several run at a time; loaded when it is needed first."
+        return self.session if self.threads == 1 else _session(self.path, 1)
 
     @cached_property
     def outputs(self) -> list[str]:
@@ -108,9 +114,10 @@ class OnnxModel:
         if not encodings:
             return np.zeros((0, len(self.classes_)))
         if len(encodings) == 1 or self.threads == 1:
-            return np.stack([window_scores(self, encoding.ids) for encoding in encodings])
+            return np.stack([window_scores(self, encoding.ids, self.session) for encoding in encodings])
+        session = self.single_thread
         with ThreadPoolExecutor(self.threads) as pool:
-            return np.stack(list(pool.map(lambda encoding: window_scores(self, encoding.ids), encodings)))
+            return np.stack(list(pool.map(lambda encoding: window_scores(self, encoding.ids, session), encodings)))
 
     def predict_proba(
         self,
@@ -149,14 +156,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _session(path: Path) -> "InferenceSession":
+def _session(path: Path, threads: int) -> "InferenceSession":
     from onnxruntime import InferenceSession, SessionOptions
 
     if not path.is_file():
         raise FileNotFoundError(f"No {path.name} in {path.parent}.")
     options = SessionOptions()
-    options.intra_op_num_threads = 1  # the threads are descriptions, not parts of one
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
     return InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -164,20 +171,22 @@ def run_window(
     model: OnnxModel,
     window: Sequence[int],  # token ids
     output: str = "scores",  # or "token_scores"
+    session: "InferenceSession | None" = None,  # which computes it; None: that of all threads
 ) -> np.ndarray:  # shape (genres,) or (tokens, genres), float64
     "What the network says about one window."
     ids = np.array([window], dtype=np.int64)
-    return model.session.run([output], {"ids": ids, "mask": np.ones_like(ids)})[0][0].astype(np.float64)
+    return (session or model.session).run([output], {"ids": ids, "mask": np.ones_like(ids)})[0][0].astype(np.float64)
 
 
 def window_scores(
     model: OnnxModel,
     ids: Sequence[int],  # of one description, marks included
+    session: "InferenceSession | None" = None,  # which computes them; None: that of all threads
 ) -> np.ndarray:  # shape (genres,)
     "The mean of the windows' scores, weighted by their tokens."
     settings = model.settings
     windows = windows_of(ids, settings.max_length, settings.windows, settings.marks)
-    scores = [run_window(model, window) for window in windows]
+    scores = [run_window(model, window, "scores", session) for window in windows]
     return np.average(scores, axis=0, weights=[max(len(window) - settings.marks, 1) for window in windows])
 
 # %% ../nbs/07a_onnx_model.ipynb #d5b7f78b
