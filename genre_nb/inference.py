@@ -150,13 +150,9 @@ def truncation_warnings(
 
 # %% ../nbs/12_inference.ipynb #f16d7059
 class Classifier:
-    "A saved model with everything around it: checks, warnings, predictions, explanations."
+    "A saved model and its card, with everything around them: checks, warnings, predictions, explanations."
 
-    def __init__(
-        self,
-        model: SavedModel,
-        card: Mapping[str, Any],  # at least "model" and "version"
-    ):
+    def __init__(self, model: SavedModel, card: Mapping[str, Any]):
         self.model, self.card = model, dict(card)
         self.name, self.version = card["model"], card["version"]
         self.classes_ = np.asarray(model.classes_)
@@ -164,18 +160,12 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({self.name} {self.version}, {len(self.classes_)} genres)"
 
-    def predict_proba(
-        self,
-        descriptions: Sequence[str],
-    ) -> np.ndarray:  # shape (descriptions, genres), rows sum to 1, columns as `classes_`
-        "The probability of every genre."
+    def predict_proba(self, descriptions: Sequence[str]) -> np.ndarray:
+        "The probability of every genre, shape (descriptions, genres): rows sum to 1, columns as in `classes_`."
         return self.model.predict_proba(check_descriptions(descriptions))
 
-    def predict(
-        self,
-        descriptions: Sequence[str],
-    ) -> np.ndarray:  # of genre names
-        "The most probable genre."
+    def predict(self, descriptions: Sequence[str]) -> np.ndarray:
+        "The name of the most probable genre of each description."
         return self.classes_[self.predict_proba(descriptions).argmax(axis=1)]
 
     def classify(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL_FILE', 'TOKENIZER_FILE', 'SETTINGS_FILE', 'MAX_LENGTH', 'WINDOWS', 'LOADERS', 'NetworkSettings',
            'write_settings', 'read_settings', 'windows_of', 'OnnxModel', 'encodable', 'run_window', 'window_scores',
-           'token_contributions', 'load_stored']
+           'scores_of_ids', 'token_contributions', 'load_stored']
 
 # %% ../nbs/07a_onnx_model.ipynb #b3c98642
 import json
@@ -100,37 +100,17 @@ class OnnxModel:
         "The same network on one thread, of which several run at a time; loaded when it is needed first."
         return self.session if self.threads == 1 else _session(self.path, 1)
 
-    @cached_property
-    def outputs(self) -> list[str]:
-        "Names of what the network gives."
-        return [output.name for output in self.session.get_outputs()]
+    def decision_scores(self, descriptions: Sequence[str]) -> np.ndarray:
+        "The score of each genre before the softmax, shape (descriptions, genres)."
+        texts = [encodable(description) for description in check_descriptions(descriptions)]
+        return scores_of_ids(self, [encoding.ids for encoding in self.tokenizer.encode_batch(texts)])
 
-    def decision_scores(
-        self,
-        descriptions: Sequence[str],
-    ) -> np.ndarray:  # shape (descriptions, genres)
-        "The score of each genre before the softmax."
-        encodings = self.tokenizer.encode_batch([encodable(text) for text in check_descriptions(descriptions)])
-        if not encodings:
-            return np.zeros((0, len(self.classes_)))
-        if len(encodings) == 1 or self.threads == 1:
-            return np.stack([window_scores(self, encoding.ids, self.session) for encoding in encodings])
-        session = self.single_thread
-        with ThreadPoolExecutor(self.threads) as pool:
-            return np.stack(list(pool.map(lambda encoding: window_scores(self, encoding.ids, session), encodings)))
-
-    def predict_proba(
-        self,
-        descriptions: Sequence[str],
-    ) -> np.ndarray:  # shape (descriptions, genres), rows sum to 1
-        "The probability of each genre, columns as in `classes_`."
+    def predict_proba(self, descriptions: Sequence[str]) -> np.ndarray:
+        "The probability of each genre, shape (descriptions, genres): rows sum to 1, columns as in `classes_`."
         return softmax(self.decision_scores(descriptions) / self.settings.temperature, axis=1)
 
-    def truncated(
-        self,
-        description: str,
-    ) -> int:  # how many of its tokens are not read
-        "What does not fit into the windows."
+    def truncated(self, description: str) -> int:
+        "How many tokens of a description don't fit into the windows and are not read."
         room = self.settings.windows * (self.settings.max_length - self.settings.marks)
         if 4 * len(description) <= room:  # a character is at most four after normalisation, and a token has at least one
             return 0
@@ -144,7 +124,7 @@ class OnnxModel:
         "What each word adds to the score of a genre; with a constant, the sum is the score."
         return token_contributions(self, description, genre)
 
-# %% ../nbs/07a_onnx_model.ipynb #f2b1940c
+# %% ../nbs/07a_onnx_model.ipynb #4a32cd50
 def encodable(
     text: str,
 ) -> str:  # of the same length
@@ -166,7 +146,7 @@ def _session(path: Path, threads: int) -> "InferenceSession":
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
     return InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-
+# %% ../nbs/07a_onnx_model.ipynb #2c4cc4f5
 def run_window(
     model: OnnxModel,
     window: Sequence[int],  # token ids
@@ -189,6 +169,20 @@ def window_scores(
     scores = [run_window(model, window, "scores", session) for window in windows]
     return np.average(scores, axis=0, weights=[max(len(window) - settings.marks, 1) for window in windows])
 
+
+def scores_of_ids(
+    model: OnnxModel,
+    rows: Sequence[Sequence[int]],  # token ids of each description, marks included
+) -> np.ndarray:  # shape (descriptions, genres)
+    "One description on all threads, or several descriptions on one thread each."
+    if not rows:
+        return np.zeros((0, len(model.classes_)))
+    if len(rows) == 1 or model.threads == 1:
+        return np.stack([window_scores(model, ids) for ids in rows])
+    session = model.single_thread
+    with ThreadPoolExecutor(model.threads) as pool:
+        return np.stack(list(pool.map(lambda ids: window_scores(model, ids, session), rows)))
+
 # %% ../nbs/07a_onnx_model.ipynb #d5b7f78b
 def token_contributions(
     model: OnnxModel,
@@ -196,7 +190,7 @@ def token_contributions(
     genre: str,  # a member of `model.classes_`
 ) -> list[tuple[str, int, int, float]]:  # (word, start, end, contribution), in text order
     "What each word adds to the score of a genre."
-    if "token_scores" not in model.outputs:
+    if "token_scores" not in [output.name for output in model.session.get_outputs()]:
         raise ValueError("this network can't say what each word adds: it has no token_scores")
     [description] = check_descriptions([description])
     column, settings = model.classes_.tolist().index(genre), model.settings

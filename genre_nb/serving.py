@@ -1647,9 +1647,7 @@ class Server:
 
     def start(self) -> "Server":
         "Run in a thread; returns when it answers."
-        self.thread = threading.Thread(
-            target=self.web_server.run, args=([self.listener],), name="genre_nb server", daemon=True
-        )
+        self.thread = threading.Thread(target=self.web_server.run, args=([self.listener],), name="genre_nb server", daemon=True)
         self.thread.start()
         while not self.web_server.ready.wait(0.05):
             if not self.thread.is_alive():

@@ -200,11 +200,8 @@ class TfidfClassifier(DescriptionClassifier):
         self.longest, self.minimum_rows, self.maximum_terms = longest, minimum_rows, maximum_terms
         self.source_strength, self.corrected, self.random_state = source_strength, corrected, random_state
 
-    def prepare(
-        self,
-        descriptions: Sequence[str],
-    ) -> list[str]:  # processed words joined by spaces
-        "The words; nothing is learned."
+    def prepare(self, descriptions: Sequence[str]) -> list[str]:
+        "The processed words of each description, joined by spaces; nothing is learned."
         return description_words(self).transform(check_descriptions(descriptions))
 
     def fit_prepared(self, prepared: Sequence[str], genres: Sequence[str], sample_weight: Sequence[float] | None = None,
