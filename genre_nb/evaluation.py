@@ -9,8 +9,8 @@ __all__ = ['check_genres', 'check_table', 'check_probabilities', 'softmax', 'log
            'TemperatureCalibrator', 'resampled_sums', 'score_interval', 'bootstrap_interval', 'format_score',
            'row_contributions', 'scores_of_sums', 'score_rows', 'majority_baseline', 'protocol_genres', 'evaluate',
            'per_genre_table', 'confusion_table', 'Confusion', 'most_confused', 'PairedComparison', 'mcnemar',
-           'reliability_plot', 'confusion_plot', 'per_genre_plot', 'format_json', 'text_report', 'write_metrics',
-           'read_metrics', 'leaderboard', 'leaderboard_markdown']
+           'reliability_plot', 'confusion_plot', 'per_genre_plot', 'format_json', 'write_json', 'text_report',
+           'write_metrics', 'read_metrics', 'leaderboard', 'leaderboard_markdown']
 
 # %% ../nbs/06_evaluation.ipynb #e625b782
 import json
@@ -805,6 +805,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return round(value, 6) + 0.0 if isinstance(value, float) else value
+
+# %% ../nbs/06_evaluation.ipynb #d5411223
+def write_json(
+    content: Any,  # as for `format_json`
+    path: Path | str,  # the file; its folder is made if need be
+) -> None:
+    "Write JSON as `format_json` gives it, all of it or nothing."
+    with atomic_path(path) as temporary:
+        temporary.write_text(format_json(content) + "\n", encoding="utf-8", newline="\n")
 
 # %% ../nbs/06_evaluation.ipynb #378be78a
 def text_report(

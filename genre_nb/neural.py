@@ -6,14 +6,14 @@
 __all__ = ['MARKS', 'PADDING', 'UNKNOWN', 'BACKBONE', 'VECTOR_SCALE', 'REFERENCE_WORDS', 'REFERENCE_LENGTH',
            'REFERENCE_VECTOR_WIDTH', 'REFERENCE_SIZES', 'ARCHITECTURES', 'word_tokenizer', 'vocabulary_of',
            'default_backbone', 'load_tokenizer', 'load_encoder', 'encoder_vectors', 'read_vectors', 'pad_rows',
-           'starting_vectors', 'ReferenceNetwork', 'reverse_each', 'BothWays', 'DescriptionNetwork',
-           'attention_weights', 'drop_features', 'drawn_rows', 'bucketed_batches', 'epoch_plan', 'ShownIds',
-           'PlannedLoader', 'pad_samples', 'target_names', 'make_loaders', 'log_shares', 'SourceLoss', 'source_shifts',
-           'balanced_weights', 'MacroF1', 'NoValidation', 'TerminalProgress', 'make_learner', 'train_quietly',
-           'NeuralClassifier', 'learner_of', 'fit_network', 'finish', 'build_network', 'known_vectors',
-           'network_scores', 'fold_into_head', 'export_onnx', 'forget_origin', 'store_halves', 'save', 'tiny_backbone',
+           'starting_vectors', 'ReferenceNetwork', 'reverse_each', 'BothWays', 'attention_weights', 'drop_features',
+           'DescriptionNetwork', 'Stored', 'drawn_rows', 'bucketed_batches', 'epoch_plan', 'ShownIds', 'pad_samples',
+           'PlannedLoader', 'target_names', 'make_loaders', 'log_shares', 'source_shifts', 'SourceLoss', 'loss_weights',
+           'MacroF1', 'NoValidation', 'TerminalProgress', 'make_learner', 'train_quietly', 'to_onnx', 'forget_origin',
+           'store_halves', 'NetworkClassifier', 'store_network', 'fold_into_head', 'NeuralClassifier', 'known_vectors',
+           'build_network', 'learner_of', 'fit_network', 'finish', 'network_scores', 'tiny_backbone',
            'reference_network', 'Screening', 'run_name', 'kept_run', 'screen', 'screening_table', 'kept_validation',
-           'write_study_part', 'neural_bag_of_words', 'lstm', 'gru']
+           'neural_bag_of_words', 'lstm', 'gru']
 
 # %% ../nbs/08_neural.ipynb #afc4d11d
 import gzip
@@ -65,11 +65,12 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+# %% ../nbs/08_neural.ipynb #bc5ecc1c
 from .core import SEED, atomic_path
 from .data import hold_out
-from .evaluation import accuracy, fit_temperature, format_json, macro_f1, softmax
+from .evaluation import accuracy, fit_temperature, macro_f1, softmax
 from genre_nb.onnx_model import (
-    MAX_LENGTH, MODEL_FILE, TOKENIZER_FILE, WINDOWS, NetworkSettings, encodable, windows_of, write_settings,
+    MAX_LENGTH, MODEL_FILE, TOKENIZER_FILE, WINDOWS, NetworkSettings, encodable, token_ids, windows_of, write_settings,
 )
 from genre_nb.tfidf import (
     REFERENCE_SOURCE, Correction, CrossValidation, DescriptionClassifier, cross_fitted_scores, cross_validate_classifier,
@@ -183,7 +184,8 @@ def read_vectors(
                     if not numbers or len(numbers) != len(next(iter(found.values()))):
                         raise ValueError
                 except ValueError:
-                    raise ValueError(f"{path}, line {number}: expected a word and as many numbers as before, found {line[:60]!r}") from None
+                    raise ValueError(f"{path}, line {number}: expected a word and as many numbers as before, found "
+                                     f"{line[:60]!r}") from None
     return found
 
 
@@ -195,7 +197,10 @@ def pad_rows(
     lengths = torch.tensor([len(row) for row in rows])
     return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
 
-# %% ../nbs/08_neural.ipynb #d76f0f17
+# %% ../nbs/08_neural.ipynb #66cbb6eb
+VECTOR_SCALE = 0.3  # root mean square of a number in a starting vector
+
+
 def starting_vectors(
     words: Sequence[str],  # the vocabulary; the first is the padding
     known: Mapping[str, np.ndarray],  # vectors of some of them, all of one length; {} is fine
@@ -215,9 +220,6 @@ def starting_vectors(
         table[np.ix_(rows, range(given.shape[1]))] = given * VECTOR_SCALE * np.sqrt(width * len(rows)) / size
     table[PADDING] = 0.0
     return table.astype(np.float32)
-
-
-VECTOR_SCALE = 0.3  # root mean square of a number in a starting vector
 
 # %% ../nbs/08_neural.ipynb #8f905005
 REFERENCE_WORDS, REFERENCE_LENGTH, REFERENCE_VECTOR_WIDTH = 512, 32, 32
@@ -281,6 +283,23 @@ class BothWays(nn.Module):
         back = reverse_each(self.backwards(reverse_each(vectors, mask))[0], mask)
         return torch.cat([self.forwards(vectors)[0], back], dim=2)
 
+# %% ../nbs/08_neural.ipynb #d05fc91a
+def attention_weights(
+    scores: torch.Tensor,  # how much each token matters, shape (rows, tokens)
+    mask: torch.Tensor,  # the same shape
+) -> torch.Tensor:  # the same shape; each row sums to 1, padding has 0
+    "A softmax over the tokens of each row."
+    return torch.softmax(scores.float().masked_fill(mask == 0, -1e9), dim=1)
+
+
+def drop_features(
+    table: torch.Tensor,  # shape (rows, tokens, width)
+    share: float,  # of the features that are hidden, the same ones in all tokens of a row
+    training: bool,  # nothing happens otherwise
+) -> torch.Tensor:
+    "Dropout that hides a feature in a whole text, because single gaps would be filled from the words beside them."
+    return functional.dropout1d(table.transpose(1, 2), share, training).transpose(1, 2) if share else table
+
 # %% ../nbs/08_neural.ipynb #590fec96
 ARCHITECTURES: dict[str, type[nn.RNNBase] | None] = {"bag_of_words": None, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -333,22 +352,19 @@ class DescriptionNetwork(nn.Module):
         added = functional.linear(vectors, self.head.weight) * weights[..., None]
         return added.sum(1) + self.head.bias, added * mask.sum(1)[:, None, None]
 
+# %% ../nbs/08_neural.ipynb #87ce2bd3
+class Stored(nn.Module):
+    "A network that is called with ids and mask and gives scores and token scores."
 
-def attention_weights(
-    scores: torch.Tensor,  # how much each token matters, shape (rows, tokens)
-    mask: torch.Tensor,  # the same shape
-) -> torch.Tensor:  # the same shape; each row sums to 1, padding has 0
-    "A softmax over the tokens of each row."
-    return torch.softmax(scores.float().masked_fill(mask == 0, -1e9), dim=1)
+    def __init__(self, network: DescriptionNetwork):
+        if not isinstance(network, DescriptionNetwork):
+            raise ValueError("The networks of the reference project are measured, not stored.")
+        super().__init__()
+        self.network = network
 
-
-def drop_features(
-    table: torch.Tensor,  # shape (rows, tokens, width)
-    share: float,  # of the features that are hidden, the same ones in all tokens of a row
-    training: bool,  # nothing happens otherwise
-) -> torch.Tensor:
-    "Dropout that hides a feature in a whole text, because single gaps would be filled from the words beside them."
-    return functional.dropout1d(table.transpose(1, 2), share, training).transpose(1, 2) if share else table
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        "Scores, shape (rows, genres), and token scores, shape (rows, tokens, genres)."
+        return self.network.token_scores(ids, mask)
 
 # %% ../nbs/08_neural.ipynb #c911bf60
 def drawn_rows(
@@ -395,36 +411,52 @@ def epoch_plan(
 class ShownIds(Transform):
     "Token ids -> a tensor that fastai can show as text."
 
-    def __init__(self, words: Sequence[str]):
+    def __init__(self, words: Sequence[str]):  # the vocabulary, in the order of the ids
         self.words = list(words)
 
     def encodes(self, ids: list) -> TensorText:
+        "A row's ids as a tensor."
         return TensorText(ids)
 
     def decodes(self, ids: TensorText) -> TitledStr:
+        "The words of the ids, for tables."
         return TitledStr(" ".join(self.words[number] for number in ids.tolist() if number != PADDING))
 
 
+def pad_samples(samples: list) -> list:
+    "Fill the ids of a batch up to the longest."
+    longest = max(len(sample[0]) for sample in samples)
+    return [(functional.pad(sample[0], (0, longest - len(sample[0])), value=PADDING), *sample[1:]) for sample in samples]
+
+# %% ../nbs/08_neural.ipynb #226283fc
 class PlannedLoader(TfmdDL):
     "A fastai data loader that follows a plan of batches; one plan an epoch, in turn."
 
-    def __init__(self, dataset: Any, plans: Sequence[list[np.ndarray]], **settings: Any):
+    def __init__(
+        self,
+        dataset: Any,  # fastai's: pairs of ids and target
+        plans: Sequence[list[np.ndarray]],  # of each epoch: row numbers of each batch
+        **settings: Any,  # of fastai's TfmdDL
+    ):
         self.plans, self.epoch, self.samples = list(plans), -1, {}
         super().__init__(dataset, bs=1, num_workers=0, before_batch=pad_samples, **settings)
 
-    def __len__(self) -> int:
+    def __len__(self) -> int:  # of the epoch before, if fastai asks between two; they differ by a few batches
         return len(self.plans[max(self.epoch, 0) % len(self.plans)])
 
     def before_iter(self) -> None:
+        "Go on to the next plan."
         self.epoch += 1
         super().before_iter()
 
     def create_batches(self, samples: Iterable[int]) -> Iterable[Any]:
+        "The batches of the plan; the order that fastai would take is not used."
         for batch in self.plans[self.epoch % len(self.plans)]:
             yield self.do_batch([self.do_item(int(row)) for row in batch])
 
     def do_item(self, row: int) -> tuple:
-        if row not in self.samples:  # transforms are slow; nothing in them is random
+        "A row, transformed once: transforms are slow, and nothing in them is random."
+        if row not in self.samples:
             self.samples[row] = super().do_item(row)
         return self.samples[row]
 
@@ -433,13 +465,7 @@ class PlannedLoader(TfmdDL):
         dataset = self.dataset if dataset is None else dataset
         return TfmdDL(dataset, **{"bs": 32, "num_workers": 0, "before_batch": pad_samples, "device": self.device, **settings})
 
-
-def pad_samples(samples: list) -> list:
-    "Fill the ids of a batch up to the longest."
-    longest = max(len(sample[0]) for sample in samples)
-    return [(functional.pad(sample[0], (0, longest - len(sample[0])), value=PADDING), *sample[1:]) for sample in samples]
-
-
+# %% ../nbs/08_neural.ipynb #65586654
 def target_names(
     classes: Sequence[str],  # genres
     foreign: Sequence[str],  # sources besides the reference
@@ -484,35 +510,6 @@ def log_shares(
     return np.log(counts / counts.sum())
 
 
-class SourceLoss:
-    "Cross-entropy in which rows from elsewhere start from their own source's mix of genres."
-
-    def __init__(
-        self,
-        shifts: np.ndarray,  # added to the scores of each source's rows, shape (sources, genres); zeros for the reference
-        class_weights: Sequence[float] | None = None,  # one a genre
-        label_smoothing: float = 0.0,
-    ):
-        self.shifts, self.reduction = torch.tensor(shifts, dtype=torch.float32), "mean"
-        self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.label_smoothing = label_smoothing
-
-    def __call__(self, scores: torch.Tensor, targets: torch.Tensor, reduction: str | None = None) -> torch.Tensor:
-        targets, genres = targets.as_subclass(torch.Tensor), self.shifts.shape[1]
-        shifts = self.shifts.to(scores.device)[targets // genres]
-        weights = None if self.class_weights is None else self.class_weights.to(scores.device)
-        return functional.cross_entropy(scores.float() + shifts, targets % genres, weights,
-                                        reduction=reduction or self.reduction, label_smoothing=self.label_smoothing)
-
-    def activation(self, scores: torch.Tensor) -> torch.Tensor:
-        "Probabilities, for fastai."
-        return torch.softmax(scores, dim=-1)
-
-    def decodes(self, scores: torch.Tensor) -> torch.Tensor:
-        "Columns of the answers, for fastai."
-        return scores.argmax(dim=-1)
-
-
 def source_shifts(
     columns: np.ndarray,  # the genre of each row, as a column number
     origin: np.ndarray,  # 0 for reference rows, 1, 2, … for those of other sources
@@ -522,31 +519,71 @@ def source_shifts(
     shares = [log_shares(columns[origin == source], genres) for source in range(origin.max() + 1)]
     return np.array(shares) - shares[0]
 
+# %% ../nbs/08_neural.ipynb #00b1bb25
+class SourceLoss:
+    "Cross-entropy in which rows from elsewhere start from their own source's mix of genres."
 
-def balanced_weights(
+    def __init__(
+        self,
+        shifts: np.ndarray,  # added to the scores of each source's rows, shape (sources, genres); zeros for the reference
+        class_weights: Sequence[float] | None = None,  # one a genre
+        label_smoothing: float = 0.0,
+    ):
+        self.shifts, self.reduction = torch.tensor(shifts, dtype=torch.float32), "mean"  # fastai sets "none" for single losses
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        "The loss of scores, shape (rows, genres), at targets: the genre's column + genres * the source, shape (rows,)."
+        targets, genres = targets.as_subclass(torch.Tensor), self.shifts.shape[1]
+        shifts = self.shifts.to(scores.device)[targets // genres]
+        weights = None if self.class_weights is None else self.class_weights.to(scores.device)
+        return functional.cross_entropy(scores.float() + shifts, targets % genres, weights,
+                                        reduction=self.reduction, label_smoothing=self.label_smoothing)
+
+    def activation(self, scores: torch.Tensor) -> torch.Tensor:
+        "Probabilities, for fastai."
+        return torch.softmax(scores, dim=-1)
+
+    def decodes(self, scores: torch.Tensor) -> torch.Tensor:
+        "Columns of the answers, for fastai."
+        return scores.argmax(dim=-1)
+
+# %% ../nbs/08_neural.ipynb #b7644256
+def loss_weights(
+    wanted: str | Mapping[str, float] | None,  # "balanced", genre -> weight (others have 1), or None
     columns: np.ndarray,  # the genre of each row, as a column number
-    genres: int,
-) -> list[float]:  # their mean over the rows is 1
-    "Weights of genres, inverse to their rows."
-    counts = np.bincount(columns, minlength=genres)
-    return (len(columns) / genres / np.maximum(counts, 1)).tolist()
+    classes: np.ndarray,  # the genre of each column
+) -> tuple[float, ...] | None:  # one a genre; "balanced": inverse to its rows, with a mean over the rows of 1
+    "The weight of each genre in a loss; another word, or an unknown genre, is a ValueError."
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        return tuple((len(columns) / len(classes) / np.bincount(columns, minlength=len(classes))).tolist())
+    if isinstance(wanted, str) or (unknown := set(wanted) - set(classes.tolist())):
+        named = repr(wanted) if isinstance(wanted, str) else ", ".join(sorted(unknown))
+        raise ValueError(f'class_weights must be "balanced" or weights of genres that have rows, not {named}.')
+    return tuple(float(wanted.get(genre, 1.0)) for genre in classes.tolist())
 
 # %% ../nbs/08_neural.ipynb #d6a3c422
 class MacroF1(Metric):
     "fastai metric: the mean F1 over genres."
 
-    def __init__(self, classes: Sequence[str]):
+    def __init__(self, classes: Sequence[str]):  # genres, in the order of the scores
         self.classes = np.asarray(classes)
 
     def reset(self) -> None:
+        "Forget the epoch before."
         self.answers, self.truth = [], []
 
     def accumulate(self, learn: Learner) -> None:
+        "Take in a batch."
         self.answers.append(learn.pred.argmax(dim=1).cpu().numpy())
         self.truth.append((learn.y.as_subclass(torch.Tensor) % len(self.classes)).cpu().numpy())
 
     @property
     def value(self) -> float | None:
+        "Of all batches; None before the first."
         if not self.truth:
             return None
         truth, answers = (self.classes[np.concatenate(parts)] for parts in (self.truth, self.answers))
@@ -554,33 +591,38 @@ class MacroF1(Metric):
 
     @property
     def name(self) -> str:
+        "The column in fastai's table."
         return "macro_f1"
 
-
+# %% ../nbs/08_neural.ipynb #cdaa6935
 class NoValidation(Callback):
     "Skips validation: there is nothing to validate on."
 
     def before_validate(self) -> None:
+        "fastai is about to validate."
         raise CancelValidException()
 
 
 class TerminalProgress(Callback):
     "A progress bar on a terminal; nothing in a pipe or under test."
 
-    order = 60
+    order = 60  # after fastai's recorder, which smooths the loss
 
     def before_fit(self) -> None:
+        "Training begins."
         self.bar = tqdm(total=self.n_epoch * len(self.dls.train), unit="batch", disable=None)
 
     def after_batch(self) -> None:
+        "A batch is done."
         if self.training:
             self.bar.set_postfix(loss=f"{self.learn.smooth_loss:.2f}", refresh=False)
             self.bar.update()
 
     def after_fit(self) -> None:
+        "Training is over."
         self.bar.close()
 
-
+# %% ../nbs/08_neural.ipynb #0ae0075f
 def make_learner(
     network: nn.Module,
     loaders: DataLoaders,
@@ -611,11 +653,103 @@ def train_quietly(
         learn.fit_one_cycle(epochs, learning_rate, cbs=callbacks)
     return [float(loss) for loss in learn.recorder.losses]
 
-# %% ../nbs/08_neural.ipynb #71b3ad9e
-class NeuralClassifier(DescriptionClassifier):
-    "A neural network over words."
+# %% ../nbs/08_neural.ipynb #2da74839
+def to_onnx(
+    network: nn.Module,  # called with ids and mask; gives scores and token scores
+) -> onnx.ModelProto:
+    "A network as ONNX: any number of descriptions of any length."
+    ids, mask = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    shapes = {"ids": {0: batch, 1: length}, "mask": {0: batch, 1: length}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+        program = torch.onnx.export(network.eval(), (ids, mask), dynamo=True, input_names=["ids", "mask"],
+                                    output_names=["scores", "token_scores"], dynamic_shapes=shapes, verbose=False)
+    model = program.model_proto
+    forget_origin(model)
+    del model.graph.value_info[:]
+    for output, dimensions in zip(model.graph.output, (("batch", "genres"), ("batch", "length", "genres"))):
+        output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, dimensions))
+    return model
+
+
+def forget_origin(
+    model: onnx.ModelProto,  # changed in place
+) -> None:
+    "Take out which lines of which files on whose computer each operation came from."
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *model.functions):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+# %% ../nbs/08_neural.ipynb #7f0979f5
+def store_halves(
+    model: onnx.ModelProto,  # changed in place
+    smallest: int = 1000,  # numbers; smaller tables stay as they are
+) -> onnx.ModelProto:  # the same
+    "Store tables of half-precision values as such; a Cast node gives them back. Other tables stay as they are."
+    for table in list(model.graph.initializer):
+        values = numpy_helper.to_array(table)
+        if table.data_type != TensorProto.FLOAT or values.size < smallest or (values.astype(np.float16) != values).any():
+            continue
+        name = table.name
+        table.CopyFrom(numpy_helper.from_array(values.astype(np.float16), name=f"{name}.half"))
+        model.graph.node.insert(0, helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+    return model
+
+# %% ../nbs/08_neural.ipynb #e2a19a47
+class NetworkClassifier(DescriptionClassifier):
+    "What classifiers with a network share: it is stored as ONNX, and its last layer is linear."
 
     storage = "onnx"
+    network_: nn.Module  # called with ids and mask; has a linear `head`; learned by `fit`
+    tokenizer_: Tokenizer  # puts one mark before and one after a text; learned or loaded by `fit`
+    max_length: int  # tokens in a window, marks included
+    windows: int  # of a description that are read
+
+    def stored_network(self) -> onnx.ModelProto:
+        "The network as it is stored."
+        raise NotImplementedError
+
+    def save(self, folder: Path | str) -> None:
+        "Write model.onnx, tokenizer.json and network.json."
+        store_network(self, self.stored_network(), folder)
+
+    def fold_correction(self, correction: Correction) -> "NetworkClassifier":
+        "Put a correction into the head."
+        fold_into_head(self.network_.head, correction)
+        return self
+
+
+def store_network(
+    classifier: NetworkClassifier,  # fitted
+    model: onnx.ModelProto,  # its network
+    folder: Path | str,  # made if need be
+) -> None:
+    "Write model.onnx, tokenizer.json and network.json."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / MODEL_FILE) as temporary:
+        onnx.save(model, str(temporary))
+    classifier.tokenizer_.save(str(folder / TOKENIZER_FILE), pretty=False)
+    settings = (tuple(classifier.classes_.tolist()), float(classifier.temperature_), classifier.max_length, classifier.windows)
+    write_settings(NetworkSettings(*settings), folder)
+
+# %% ../nbs/08_neural.ipynb #42ca4e10
+@torch.no_grad()
+def fold_into_head(
+    head: nn.Linear,  # changed in place
+    correction: Correction,  # columns in the order of the scores
+) -> None:
+    "Put a correction into a linear layer, exactly."
+    matrix = torch.tensor(correction.matrix)
+    head.weight.copy_(matrix.T @ head.weight.double())
+    head.bias.copy_(head.bias.double() @ matrix + torch.tensor(correction.offset))
+
+# %% ../nbs/08_neural.ipynb #8e27771d
+class NeuralClassifier(NetworkClassifier):
+    "A neural network over words."
 
     def __init__(
         self,
@@ -640,11 +774,11 @@ class NeuralClassifier(DescriptionClassifier):
         random_state: int = SEED,
     ):
         self.architecture, self.vectors, self.vector_width, self.width = architecture, vectors, vector_width, width
-        self.words, self.max_length, self.windows = words, max_length, windows
-        self.dropout, self.word_dropout = dropout, word_dropout
-        self.epochs, self.learning_rate, self.reference_weight = epochs, learning_rate, reference_weight
-        self.batch_tokens, self.class_weights, self.label_smoothing = batch_tokens, class_weights, label_smoothing
-        self.patience, self.source_shift, self.corrected, self.random_state = patience, source_shift, corrected, random_state
+        self.words, self.max_length, self.windows, self.dropout = words, max_length, windows, dropout
+        self.word_dropout, self.epochs, self.learning_rate = word_dropout, epochs, learning_rate
+        self.reference_weight, self.batch_tokens, self.class_weights = reference_weight, batch_tokens, class_weights
+        self.label_smoothing, self.patience, self.source_shift = label_smoothing, patience, source_shift
+        self.corrected, self.random_state = corrected, random_state
 
     def prepare(self, descriptions: Sequence[str]) -> list[str]:
         "The descriptions: the vocabulary belongs to what is learned."
@@ -657,19 +791,51 @@ class NeuralClassifier(DescriptionClassifier):
 
     def prepared_scores(self, prepared: Sequence[str]) -> np.ndarray:
         "`decision_scores` with what `prepare` returned."
-        ids = [encoding.ids for encoding in self.tokenizer_.encode_batch(list(prepared))]
-        return network_scores(self.network_, ids, self.max_length, self.windows)
+        return network_scores(self.network_, token_ids(self.tokenizer_, prepared), self.max_length, self.windows)
 
-    def fold_correction(self, correction: Correction) -> "NeuralClassifier":
-        "Put a correction into the head."
-        fold_into_head(self.network_.head, correction)
-        return self
+    def stored_network(self) -> onnx.ModelProto:
+        "The network as ONNX, with tables in half precision; one of the reference project is a ValueError."
+        return store_halves(to_onnx(Stored(self.network_)))
 
-    def save(self, folder: Path | str) -> None:
-        "Write model.onnx, tokenizer.json and network.json."
-        save(self, folder)
+# %% ../nbs/08_neural.ipynb #68ea3b6f
+def known_vectors(
+    origin: str | None,  # "backbone", the path of a GloVe file, or None
+    words: Sequence[str],
+) -> dict[str, np.ndarray]:  # word -> vector
+    "Vectors of words from elsewhere."
+    if origin is None:
+        return {}
+    if origin == "backbone":
+        return dict(zip(words, encoder_vectors(words, default_backbone())))
+    return read_vectors(origin, words)
 
-# %% ../nbs/08_neural.ipynb #ac021f7e
+
+def build_network(
+    classifier: NeuralClassifier,
+    words: Sequence[str],  # the vocabulary
+    genres: int,
+) -> nn.Module:
+    "The network of a classifier, before training; an unknown architecture is a ValueError that lists the known ones."
+    if classifier.architecture in REFERENCE_SIZES:
+        return ReferenceNetwork(classifier.architecture, len(words), genres)
+    if classifier.architecture not in ARCHITECTURES:
+        known = ", ".join([*ARCHITECTURES, *REFERENCE_SIZES])
+        raise ValueError(f"architecture must be one of {known}, not {classifier.architecture!r}.")
+    generator = np.random.default_rng(classifier.random_state)
+    table = starting_vectors(words, known_vectors(classifier.vectors, words), classifier.vector_width, generator)
+    return DescriptionNetwork(classifier.architecture, table, genres, classifier.width, classifier.dropout,
+                              classifier.word_dropout)
+
+# %% ../nbs/08_neural.ipynb #fba721a7
+def _held_out(classifier: NeuralClassifier, genres: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    own, held_out = np.flatnonzero(origin == 0), np.zeros(len(genres), dtype=bool)
+    if classifier.patience is not None:
+        held_out[own] = hold_out(genres[own].tolist(), seed=classifier.random_state)
+        if not held_out.any():
+            raise ValueError("Early stopping needs a genre with at least 4 reference rows: set patience to None.")
+    return held_out
+
+
 def learner_of(
     classifier: NeuralClassifier,  # gets `classes_`, `tokenizer_`, `network_`
     descriptions: Sequence[str],
@@ -684,23 +850,22 @@ def learner_of(
     origin = np.array([[REFERENCE_SOURCE, *foreign].index(source) for source in sources])
     held_out = _held_out(classifier, genres, origin)
     tokenizer = word_tokenizer([text for text, out in zip(descriptions, held_out) if not out], classifier.words)
-    ids = [windows_of(encoding.ids, classifier.max_length, 1)[0] for encoding in tokenizer.encode_batch(list(descriptions))]
+    ids = [windows_of(row, classifier.max_length, 1)[0] for row in token_ids(tokenizer, descriptions)]
     weights = np.where(held_out, 0.0, weights * np.where((origin == 0) & (len(foreign) > 0), classifier.reference_weight, 1.0))
     lengths = np.array([len(row) for row in ids])
     plans = [epoch_plan(weights, lengths, classifier.batch_tokens, [classifier.random_state, epoch])
              for epoch in range(classifier.epochs)]
     names = target_names(classes.tolist(), foreign)
     targets = [names[column + len(classes) * source] for column, source in zip(columns, origin)]
-    judged = [row for row in np.flatnonzero(held_out)]
-    words = vocabulary_of(tokenizer)
+    judged, words = np.flatnonzero(held_out), vocabulary_of(tokenizer)
     loaders = make_loaders(ids, targets, names, words, plans, ([ids[row] for row in judged], [targets[row] for row in judged]))
     loss = SourceLoss(source_shifts(columns, origin, len(classes)) * classifier.source_shift,
-                      _loss_weights(classifier, columns, classes), classifier.label_smoothing)
+                      loss_weights(classifier.class_weights, columns, classes), classifier.label_smoothing)
     classifier.classes_, classifier.temperature_, classifier.tokenizer_ = classes, 1.0, tokenizer
     classifier.network_ = build_network(classifier, words, len(classes))
     return make_learner(classifier.network_, loaders, loss, classes)
 
-
+# %% ../nbs/08_neural.ipynb #3f1fca07
 def fit_network(
     classifier: NeuralClassifier,  # changed in place
     descriptions: Sequence[str],
@@ -722,51 +887,6 @@ def finish(
         for parameter in classifier.network_.cpu().eval().parameters():
             parameter.copy_(parameter.half().float())
     return classifier
-
-
-def build_network(
-    classifier: NeuralClassifier,
-    words: Sequence[str],  # the vocabulary
-    genres: int,
-) -> nn.Module:
-    "The network of a classifier, before training; an unknown architecture is a ValueError that lists the known ones."
-    if classifier.architecture in REFERENCE_SIZES:
-        return ReferenceNetwork(classifier.architecture, len(words), genres)
-    if classifier.architecture not in ARCHITECTURES:
-        known = ", ".join([*ARCHITECTURES, *REFERENCE_SIZES])
-        raise ValueError(f"architecture must be one of {known}, not {classifier.architecture!r}.")
-    generator = np.random.default_rng(classifier.random_state)
-    table = starting_vectors(words, known_vectors(classifier.vectors, words), classifier.vector_width, generator)
-    return DescriptionNetwork(classifier.architecture, table, genres, classifier.width, classifier.dropout,
-                              classifier.word_dropout)
-
-
-def known_vectors(
-    origin: str | None,  # "backbone", the path of a GloVe file, or None
-    words: Sequence[str],
-) -> dict[str, np.ndarray]:  # word -> vector
-    "Vectors of words from elsewhere."
-    if origin is None:
-        return {}
-    if origin == "backbone":
-        return dict(zip(words, encoder_vectors(words, default_backbone())))
-    return read_vectors(origin, words)
-
-
-def _held_out(classifier: NeuralClassifier, genres: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    own, held_out = np.flatnonzero(origin == 0), np.zeros(len(genres), dtype=bool)
-    if classifier.patience is not None:
-        held_out[own] = hold_out(genres[own].tolist(), seed=classifier.random_state)
-        if not held_out.any():
-            raise ValueError("Early stopping needs a genre with at least 4 reference rows: set patience to None.")
-    return held_out
-
-
-def _loss_weights(classifier: NeuralClassifier, columns: np.ndarray, classes: np.ndarray) -> list[float] | None:
-    weights = classifier.class_weights
-    if weights is None:
-        return None
-    return balanced_weights(columns, len(classes)) if weights == "balanced" else [weights.get(name, 1.0) for name in classes]
 
 # %% ../nbs/08_neural.ipynb #2d31a60e
 @torch.no_grad()
@@ -790,88 +910,6 @@ def network_scores(
     np.add.at(totals, places, scores * weights[:, None])
     np.add.at(counts, places, weights[:, None])
     return totals / counts
-
-
-@torch.no_grad()
-def fold_into_head(
-    head: nn.Linear,  # changed in place
-    correction: Correction,  # columns in the order of the scores
-) -> None:
-    "Put a correction into a linear layer, exactly."
-    matrix = torch.tensor(correction.matrix)
-    head.weight.copy_(matrix.T @ head.weight.double())
-    head.bias.copy_(head.bias.double() @ matrix + torch.tensor(correction.offset))
-
-# %% ../nbs/08_neural.ipynb #825c55e1
-def export_onnx(
-    network: nn.Module,  # called with ids and mask; gives scores and token scores
-    path: Path | str,  # written
-) -> None:
-    "Write a network as ONNX: any number of descriptions of any length."
-    ids, mask = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    shapes = {"ids": {0: batch, 1: length}, "mask": {0: batch, 1: length}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-        program = torch.onnx.export(network.eval(), (ids, mask), dynamo=True, input_names=["ids", "mask"],
-                                    output_names=["scores", "token_scores"], dynamic_shapes=shapes, verbose=False)
-    model = program.model_proto
-    forget_origin(model)
-    del model.graph.value_info[:]
-    for output, dimensions in zip(model.graph.output, (("batch", "genres"), ("batch", "length", "genres"))):
-        output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, dimensions))
-    onnx.save(model, str(path))
-
-
-def forget_origin(
-    model: onnx.ModelProto,  # changed in place
-) -> None:
-    "Take out which lines of which files on whose computer each operation came from."
-    graph = model.graph
-    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *model.functions):
-        del part.metadata_props[:]
-        part.doc_string = ""
-
-
-def store_halves(
-    model: onnx.ModelProto,  # changed in place
-    smallest: int = 1000,  # numbers; smaller tables stay as they are
-) -> None:
-    "Store tables of half-precision values as such; a Cast node gives them back. Other tables stay as they are."
-    for table in list(model.graph.initializer):
-        values = numpy_helper.to_array(table)
-        if table.data_type != TensorProto.FLOAT or values.size < smallest or (values.astype(np.float16) != values).any():
-            continue
-        name = table.name
-        table.CopyFrom(numpy_helper.from_array(values.astype(np.float16), name=f"{name}.half"))
-        model.graph.node.insert(0, helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
-
-
-class _Exported(nn.Module):
-    def __init__(self, network: DescriptionNetwork):
-        super().__init__()
-        self.network = network
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.network.token_scores(ids, mask)
-
-
-def save(
-    classifier: NeuralClassifier,  # fitted
-    folder: Path | str,  # made if need be
-) -> None:
-    "Write model.onnx, tokenizer.json and network.json."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / MODEL_FILE) as temporary:
-        export_onnx(_Exported(classifier.network_), temporary)
-        model = onnx.load(str(temporary))
-        store_halves(model)
-        onnx.save(model, str(temporary))
-    classifier.tokenizer_.save(str(folder / TOKENIZER_FILE), pretty=False)
-    write_settings(NetworkSettings(tuple(classifier.classes_.tolist()), float(classifier.temperature_),
-                                   classifier.max_length, classifier.windows), folder)
 
 # %% ../nbs/08_neural.ipynb #6f4d5f25
 def tiny_backbone(
@@ -925,7 +963,7 @@ class Screening(NamedTuple):
         table = softmax(self.scores, fit_temperature(self.scores, self.genres, self.classes))
         return -np.log(table[np.arange(len(table)), np.searchsorted(self.classes, self.genres)])
 
-
+# %% ../nbs/08_neural.ipynb #be1ac61b
 def run_name(
     kind: str,  # of the run
     classifier: DescriptionClassifier,
@@ -950,7 +988,7 @@ def kept_run(
     with np.load(path, allow_pickle=False) as found:
         return dict(found)
 
-
+# %% ../nbs/08_neural.ipynb #35a14977
 def screen(
     classifier: DescriptionClassifier,  # not changed
     rows: "DataFrame",  # as from `training_rows`
@@ -986,7 +1024,7 @@ def screening_table(
                       "macro_f1": macro_f1(option.genres, answers), "minutes": option.minutes})
     return DataFrame(table).set_index("option")
 
-
+# %% ../nbs/08_neural.ipynb #c26153d1
 def kept_validation(
     classifier: DescriptionClassifier,  # not changed
     rows: "DataFrame",  # as from `training_rows`
@@ -1003,18 +1041,6 @@ def kept_validation(
     scores = cross_fitted_scores(raw, genres, classes) if classifier.corrected else raw
     temperature = fit_temperature(scores, genres, classes)
     return CrossValidation(genres, classes, raw, scores, temperature, found["folds"], float(found["seconds"]))
-
-
-def write_study_part(
-    part: str,  # of the file, e.g. "screening"
-    content: Any,  # what JSON can hold
-    path: Path | str,  # the file; other parts of it stay
-) -> None:
-    "Keep what a study has found beside the metrics."
-    path = Path(path)
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    with atomic_path(path) as temporary:
-        temporary.write_text(format_json({**known, part: content}) + "\n", encoding="utf-8")
 
 # %% ../nbs/08_neural.ipynb #55192d32
 def neural_bag_of_words(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILE', 'TOKENIZER_FILE', 'SETTINGS_FILE', 'MAX_LENGTH', 'WINDOWS', 'LOADERS', 'NetworkSettings',
-           'write_settings', 'read_settings', 'windows_of', 'OnnxModel', 'encodable', 'run_window', 'window_scores',
-           'scores_of_ids', 'token_contributions', 'load_stored']
+           'write_settings', 'read_settings', 'windows_of', 'OnnxModel', 'encodable', 'token_ids', 'run_window',
+           'window_scores', 'scores_of_ids', 'token_contributions', 'load_stored']
 
 # %% ../nbs/07a_onnx_model.ipynb #b3c98642
 import json
@@ -102,8 +102,7 @@ class OnnxModel:
 
     def decision_scores(self, descriptions: Sequence[str]) -> np.ndarray:
         "The score of each genre before the softmax, shape (descriptions, genres)."
-        texts = [encodable(description) for description in check_descriptions(descriptions)]
-        return scores_of_ids(self, [encoding.ids for encoding in self.tokenizer.encode_batch(texts)])
+        return scores_of_ids(self, token_ids(self.tokenizer, descriptions))
 
     def predict_proba(self, descriptions: Sequence[str]) -> np.ndarray:
         "The probability of each genre, shape (descriptions, genres): rows sum to 1, columns as in `classes_`."
@@ -130,6 +129,15 @@ def encodable(
 ) -> str:  # of the same length
     "The text, with anything that is not Unicode text replaced by a question mark."
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def token_ids(
+    tokenizer: Tokenizer,
+    descriptions: Sequence[str],
+) -> list[list[int]]:  # of each description, marks included, nothing cut off
+    "The tokens of descriptions."
+    texts = [encodable(description) for description in check_descriptions(descriptions)]
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
 def _cores() -> int:

@@ -39,7 +39,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
 from .core import SEED, atomic_path, require
-from .evaluation import evaluate, fit_temperature, format_json, log_scores, softmax
+from .evaluation import evaluate, fit_temperature, log_scores, softmax, write_json
 from .preprocessing import Preprocessor
 from .text import STOP_WORDS, Token, check_descriptions
 
@@ -731,9 +731,7 @@ def write_study(
     "Keep a table of cross-validated scores, so that prose elsewhere can quote it."
     models = [{"model": name, **{key: round(float(value), 4) for key, value in row.items()}}
               for name, row in table.iterrows()]
-    content = {"study": "tfidf", "data": description, "protocol": "genres_27", "models": models}
-    with atomic_path(path) as temporary:
-        temporary.write_text(format_json(content) + "\n", encoding="utf-8")
+    write_json({"study": "tfidf", "data": description, "protocol": "genres_27", "models": models}, path)
 
 # %% ../nbs/07_tfidf.ipynb #02c98b3e
 def study_plot(
