@@ -7,8 +7,8 @@ __all__ = ['OUTPUT_FORMATS', 'description_column', 'added_fields', 'record_write
            'predict_records', 'run_predict_job', 'open_input', 'output_format_of', 'open_output', 'progress',
            'run_predict', 'say', 'run_explain', 'run_download', 'run_doctor', 'run_preprocess', 'report_rejected',
            'run_train', 'run_evaluate', 'run_serve', 'run_benchmark', 'build_parser', 'add_command',
-           'add_data_commands', 'add_model_commands', 'genre_count', 'add_predict', 'add_explain', 'add_serve',
-           'add_benchmark', 'main', 'write_utf8', 'describe_error']
+           'add_data_commands', 'add_model_commands', 'balance_strategy', 'genre_count', 'add_predict', 'add_explain',
+           'add_serve', 'add_benchmark', 'main', 'write_utf8', 'describe_error']
 
 # %% ../nbs/14_command_line.ipynb #8cd959eb
 import argparse
@@ -306,7 +306,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     dataset = load_data(arguments.data)
     say(f"Training on {dataset.describe()}")
     for name in names:
-        print(train_and_save(name, dataset))
+        print(train_and_save(name, dataset, arguments.balance or "none"))
     return report_rejected(dataset)
 
 
@@ -377,10 +377,23 @@ def add_model_commands(commands: Any) -> None:
     train = add_command(commands, "train", run_train)
     train.add_argument("model", nargs="*", metavar="MODEL", help="names of models")
     train.add_argument("--all", action="store_true", help="every model")
+    train.add_argument("--balance", type=balance_strategy, metavar="STRATEGY", help="what to do about uneven genres, e.g. class_weight, "
+                       "logit_adjustment, class_weight+logit_adjustment (default: nothing)")
     train.add_argument("--data", **data)
     evaluate = add_command(commands, "evaluate", run_evaluate)
     evaluate.add_argument("model", nargs="*", metavar="MODEL", help="names of saved models (default: all)")
     evaluate.add_argument("--data", **data)
+
+
+def balance_strategy(text: str) -> str:
+    "An argument that names a strategy of `class_imbalance`."
+    from genre_nb.class_imbalance import find_strategy
+
+    try:
+        find_strategy(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def genre_count(text: str) -> int:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENRES', 'REFERENCE_6', 'PROTOCOLS', 'SEED', 'most_frequent_genres', 'canonical_genre', 'resource_directory',
            'checkout_directory', 'home_directory', 'environment', 'data_directory', 'processed_directory',
-           'models_directory', 'metrics_directory', 'find_folder', 'atomic_path', 'set_seeds', 'require']
+           'models_directory', 'metrics_directory', 'find_folder', 'atomic_path', 'set_seeds', 'require', 'PeakMemory']
 
 # %% ../nbs/00_core.ipynb #cac8c50d
 import importlib
@@ -13,6 +13,7 @@ import os
 import random
 import re
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -204,3 +205,28 @@ def require(
             f"This needs {module}, which is not installed. Install it with: pip install 'genre_nb[{extra}]'",
             name=module,
         ) from None
+
+# %% ../nbs/00_core.ipynb #ded9e468
+class PeakMemory:
+    "Watches the memory of this process: `with PeakMemory() as peak: …`, then `peak.megabytes`."
+
+    megabytes: float = 0.0  # the highest seen
+
+    def __enter__(self) -> "PeakMemory":
+        self._process, self._done = require("psutil", extra="train").Process(), threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="genre_nb memory", daemon=True)
+        self._look()
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._watcher.join()
+        self._look()
+
+    def _look(self) -> None:
+        self.megabytes = max(self.megabytes, self._process.memory_info().rss / 1e6)
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.05):
+            self._look()

@@ -8,8 +8,8 @@ __all__ = ['MARKS', 'PADDING', 'UNKNOWN', 'BACKBONE', 'VECTOR_SCALE', 'REFERENCE
            'default_backbone', 'load_tokenizer', 'load_encoder', 'encoder_vectors', 'read_vectors', 'pad_rows',
            'starting_vectors', 'ReferenceNetwork', 'reverse_each', 'BothWays', 'attention_weights', 'drop_features',
            'DescriptionNetwork', 'Stored', 'drawn_rows', 'bucketed_batches', 'epoch_plan', 'ShownIds', 'pad_samples',
-           'PlannedLoader', 'target_names', 'make_loaders', 'log_shares', 'source_shifts', 'SourceLoss', 'loss_weights',
-           'MacroF1', 'NoValidation', 'TerminalProgress', 'make_learner', 'train_quietly', 'to_onnx', 'forget_origin',
+           'PlannedLoader', 'target_names', 'make_loaders', 'source_shifts', 'SourceLoss', 'loss_weights', 'MacroF1',
+           'NoValidation', 'TerminalProgress', 'make_learner', 'train_quietly', 'to_onnx', 'forget_origin',
            'store_halves', 'NetworkClassifier', 'store_network', 'fold_into_head', 'NeuralClassifier', 'known_vectors',
            'build_network', 'learner_of', 'fit_network', 'finish', 'network_scores', 'tiny_backbone',
            'reference_network', 'Screening', 'run_name', 'kept_run', 'screen', 'screening_table', 'kept_validation',
@@ -66,14 +66,14 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 from transformers.utils import logging as transformers_logging
 
 # %% ../nbs/08_neural.ipynb #bc5ecc1c
-from .core import SEED, atomic_path
+from .core import SEED, PeakMemory, atomic_path
 from .data import hold_out
-from .evaluation import accuracy, fit_temperature, macro_f1, softmax
+from .evaluation import accuracy, fit_temperature, log_shares, macro_f1, softmax
 from genre_nb.onnx_model import (
     MAX_LENGTH, MODEL_FILE, TOKENIZER_FILE, WINDOWS, NetworkSettings, encodable, token_ids, windows_of, write_settings,
 )
 from genre_nb.tfidf import (
-    REFERENCE_SOURCE, Correction, CrossValidation, DescriptionClassifier, cross_fitted_scores, cross_validate_classifier,
+    REFERENCE_SOURCE, Columns, Correction, CrossValidation, DescriptionClassifier, cross_fitted_scores, cross_validate_classifier,
     training_columns,
 )
 from .text import check_descriptions
@@ -501,15 +501,6 @@ def _in_turn(rows: int, size: int = 32) -> list[np.ndarray]:
     return [np.arange(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 # %% ../nbs/08_neural.ipynb #b17583f6
-def log_shares(
-    columns: np.ndarray,  # the genre of each row, as a column number
-    genres: int,  # how many there are
-) -> np.ndarray:  # shape (genres,); each genre counts as if it had one more row
-    "The logarithm of how often each genre occurs."
-    counts = np.bincount(columns, minlength=genres) + 1.0
-    return np.log(counts / counts.sum())
-
-
 def source_shifts(
     columns: np.ndarray,  # the genre of each row, as a column number
     origin: np.ndarray,  # 0 for reference rows, 1, 2, … for those of other sources
@@ -528,18 +519,24 @@ class SourceLoss:
         shifts: np.ndarray,  # added to the scores of each source's rows, shape (sources, genres); zeros for the reference
         class_weights: Sequence[float] | None = None,  # one a genre
         label_smoothing: float = 0.0,
+        focusing: float = 0.0,  # how much less rows count that are answered well already: (1 - probability) ** focusing
     ):
         self.shifts, self.reduction = torch.tensor(shifts, dtype=torch.float32), "mean"  # fastai sets "none" for single losses
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.focusing = label_smoothing, focusing
 
     def __call__(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         "The loss of scores, shape (rows, genres), at targets: the genre's column + genres * the source, shape (rows,)."
         targets, genres = targets.as_subclass(torch.Tensor), self.shifts.shape[1]
-        shifts = self.shifts.to(scores.device)[targets // genres]
-        weights = None if self.class_weights is None else self.class_weights.to(scores.device)
-        return functional.cross_entropy(scores.float() + shifts, targets % genres, weights,
-                                        reduction=self.reduction, label_smoothing=self.label_smoothing)
+        scores = scores.float() + self.shifts.to(scores.device)[targets // genres]
+        columns, weights = targets % genres, None if self.class_weights is None else self.class_weights.to(scores.device)
+        losses = functional.cross_entropy(scores, columns, weights, reduction="none", label_smoothing=self.label_smoothing)
+        if self.focusing:
+            sure = functional.softmax(scores, dim=1).gather(1, columns[:, None])[:, 0]
+            losses = losses * (1 - sure) ** self.focusing
+        if self.reduction == "none":
+            return losses
+        return losses.mean() if weights is None else losses.sum() / weights[columns].sum()
 
     def activation(self, scores: torch.Tensor) -> torch.Tensor:
         "Probabilities, for fastai."
@@ -708,6 +705,14 @@ class NetworkClassifier(DescriptionClassifier):
     max_length: int  # tokens in a window, marks included
     windows: int  # of a description that are read
 
+    def prepare(self, descriptions: Sequence[str]) -> list[str]:
+        "The descriptions, without what no tokenizer can read: how text is cut into tokens belongs to what is learned."
+        return [encodable(description) for description in check_descriptions(descriptions)]
+
+    def prepared_scores(self, prepared: Sequence[str]) -> np.ndarray:
+        "`decision_scores` with what `prepare` returned."
+        return network_scores(self.network_, token_ids(self.tokenizer_, prepared), self.max_length, self.windows)
+
     def stored_network(self) -> onnx.ModelProto:
         "The network as it is stored."
         raise NotImplementedError
@@ -768,6 +773,7 @@ class NeuralClassifier(NetworkClassifier):
         batch_tokens: int = 4096,
         class_weights: str | Mapping[str, float] | None = None,  # "balanced", or genre -> weight in the loss
         label_smoothing: float = 0.0,
+        focusing: float = 0.0,  # of the focal loss: how much less well answered rows count; 0: all alike
         patience: int | None = None,  # early stopping on macro-F1 of 15 % of the reference rows; None: learn from all
         source_shift: bool = True,  # the loss knows the genre mix of each source
         corrected: bool = True,  # fold a correction between genres into the head (see `fit_calibrated`)
@@ -777,21 +783,13 @@ class NeuralClassifier(NetworkClassifier):
         self.words, self.max_length, self.windows, self.dropout = words, max_length, windows, dropout
         self.word_dropout, self.epochs, self.learning_rate = word_dropout, epochs, learning_rate
         self.reference_weight, self.batch_tokens, self.class_weights = reference_weight, batch_tokens, class_weights
-        self.label_smoothing, self.patience, self.source_shift = label_smoothing, patience, source_shift
+        self.label_smoothing, self.focusing, self.patience, self.source_shift = label_smoothing, focusing, patience, source_shift
         self.corrected, self.random_state = corrected, random_state
-
-    def prepare(self, descriptions: Sequence[str]) -> list[str]:
-        "The descriptions: the vocabulary belongs to what is learned."
-        return [encodable(description) for description in check_descriptions(descriptions)]
 
     def fit_prepared(self, prepared: Sequence[str], genres: Sequence[str], sample_weight: Sequence[float] | None = None,
                      sources: Sequence[str] | None = None) -> "NeuralClassifier":
         "`fit` with what `prepare` returned."
         return fit_network(self, *training_columns(prepared, genres, sample_weight, sources))
-
-    def prepared_scores(self, prepared: Sequence[str]) -> np.ndarray:
-        "`decision_scores` with what `prepare` returned."
-        return network_scores(self.network_, token_ids(self.tokenizer_, prepared), self.max_length, self.windows)
 
     def stored_network(self) -> onnx.ModelProto:
         "The network as ONNX, with tables in half precision; one of the reference project is a ValueError."
@@ -860,7 +858,7 @@ def learner_of(
     judged, words = np.flatnonzero(held_out), vocabulary_of(tokenizer)
     loaders = make_loaders(ids, targets, names, words, plans, ([ids[row] for row in judged], [targets[row] for row in judged]))
     loss = SourceLoss(source_shifts(columns, origin, len(classes)) * classifier.source_shift,
-                      loss_weights(classifier.class_weights, columns, classes), classifier.label_smoothing)
+                      loss_weights(classifier.class_weights, columns, classes), classifier.label_smoothing, classifier.focusing)
     classifier.classes_, classifier.temperature_, classifier.tokenizer_ = classes, 1.0, tokenizer
     classifier.network_ = build_network(classifier, words, len(classes))
     return make_learner(classifier.network_, loaders, loss, classes)
@@ -1029,18 +1027,24 @@ def kept_validation(
     classifier: DescriptionClassifier,  # not changed
     rows: "DataFrame",  # as from `training_rows`
     folder: Path | str,  # keeps the run
+    seed: int = SEED,  # of the split
+    resample: Callable[[Columns], Columns] | None = None,  # as for `cross_validate_classifier`
+    name: str = "",  # of the resampling
 ) -> CrossValidation:
     "`cross_validate_classifier`, once."
     def compute() -> dict[str, Any]:
-        found = cross_validate_classifier(classifier, rows)
+        with PeakMemory() as peak:
+            found = cross_validate_classifier(classifier, rows, seed=seed, resample=resample)
         return {"genres": found.genres, "classes": found.classes, "raw_scores": found.raw_scores, "folds": found.folds,
-                "seconds": found.seconds}
+                "seconds": found.seconds, "megabytes": peak.megabytes}
 
-    found = kept_run(Path(folder) / run_name("validation", classifier, rows), compute)
+    kind = "-".join(["validation", *([name] if name else []), *([str(seed)] if seed != SEED else [])])
+    found = kept_run(Path(folder) / run_name(kind, classifier, rows), compute)
     genres, classes, raw = found["genres"], found["classes"], found["raw_scores"]
     scores = cross_fitted_scores(raw, genres, classes) if classifier.corrected else raw
     temperature = fit_temperature(scores, genres, classes)
-    return CrossValidation(genres, classes, raw, scores, temperature, found["folds"], float(found["seconds"]))
+    return CrossValidation(genres, classes, raw, scores, temperature, found["folds"], float(found["seconds"]),
+                           float(found.get("megabytes", np.nan)))
 
 # %% ../nbs/08_neural.ipynb #55192d32
 def neural_bag_of_words(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL_FILE', 'TOKENIZER_FILE', 'SETTINGS_FILE', 'MAX_LENGTH', 'WINDOWS', 'LOADERS', 'NetworkSettings',
            'write_settings', 'read_settings', 'windows_of', 'OnnxModel', 'encodable', 'token_ids', 'run_window',
-           'window_scores', 'scores_of_ids', 'token_contributions', 'load_stored']
+           'window_scores', 'scores_of_ids', 'token_contributions', 'load_ensemble', 'load_stored']
 
 # %% ../nbs/07a_onnx_model.ipynb #b3c98642
 import json
@@ -21,6 +21,8 @@ import numpy as np
 from scipy.special import softmax
 from tokenizers import Encoding, Tokenizer
 
+from .core import find_folder
+from .ensemble import Ensemble
 from .text import check_descriptions
 
 if TYPE_CHECKING:
@@ -95,6 +97,11 @@ class OnnxModel:
         self.path = folder / MODEL_FILE
         self.session = _session(self.path, self.threads)
 
+    @property
+    def temperature_(self) -> float:
+        "Scores are divided by it before the softmax."
+        return self.settings.temperature
+
     @cached_property
     def single_thread(self) -> "InferenceSession":
         "The same network on one thread, of which several run at a time; loaded when it is needed first."
@@ -106,7 +113,7 @@ class OnnxModel:
 
     def predict_proba(self, descriptions: Sequence[str]) -> np.ndarray:
         "The probability of each genre, shape (descriptions, genres): rows sum to 1, columns as in `classes_`."
-        return softmax(self.decision_scores(descriptions) / self.settings.temperature, axis=1)
+        return softmax(self.decision_scores(descriptions) / self.temperature_, axis=1)
 
     def truncated(self, description: str) -> int:
         "How many tokens of a description don't fit into the windows and are not read."
@@ -229,7 +236,24 @@ def _load_skops(folder: Path) -> Any:
     return load(folder)
 
 
-LOADERS: dict[str, Callable[[Path], Any]] = {"skops": _load_skops, "onnx": OnnxModel}  # format -> loader of a folder
+def load_ensemble(
+    folder: Path | str,  # holds card.json with `members`: [{"model", "weight"}, …], and `calibration`
+) -> Ensemble:
+    "Load an ensemble and its members, your own first; a member that is not there is a ValueError."
+    card, members = json.loads((Path(folder) / "card.json").read_text(encoding="utf-8")), {}
+    for member in card["members"]:
+        found = find_folder("models", f"{member['model']}/card.json")
+        if found is None:
+            raise ValueError(f"the ensemble {card['model']!r} needs the model {member['model']!r}, which is not there")
+        storage = json.loads(found.read_text(encoding="utf-8"))["format"]
+        if storage == "ensemble":
+            raise ValueError(f"the ensemble {card['model']!r} has an ensemble as a member: {member['model']!r}")
+        members[member["model"]] = load_stored(found.parent, storage)
+    weights = {member["model"]: float(member["weight"]) for member in card["members"]}
+    return Ensemble(members, weights, float(card["calibration"]["temperature"]))
+
+
+LOADERS: dict[str, Callable[[Path], Any]] = {"skops": _load_skops, "onnx": OnnxModel, "ensemble": load_ensemble}  # format -> loader of a folder
 
 
 def load_stored(

@@ -6,8 +6,8 @@
 __all__ = ['HEAD_SPEED', 'WEIGHT_DECAY', 'CHECKPOINT_SECONDS', 'BLOCK', 'pool', 'BertNetwork', 'set_reference_prior',
            'parameter_groups', 'warm_up_and_decay', 'Stage', 'Examples', 'Options', 'Progress', 'mixed_precision',
            'stage_key', 'Trainer', 'train_batch', 'train_epoch', 'judge_epoch', 'train_stage', 'SmallBertClassifier',
-           'stages_of', 'fit_ids', 'ExportedBert', 'round_embeddings', 'quantize', 'compare_probabilities', 'Blurr',
-           'load_blurr', 'blurr_learner', 'small_bert']
+           'stages_of', 'soft_labels', 'fit_stages', 'ExportedBert', 'round_embeddings', 'quantize',
+           'compare_probabilities', 'Blurr', 'load_blurr', 'blurr_learner', 'small_bert']
 
 # %% ../nbs/09_small_bert.ipynb #4f847018
 import hashlib
@@ -32,13 +32,14 @@ from tqdm import tqdm
 
 from .core import SEED, atomic_path, processed_directory
 from .data import hold_out
-from .evaluation import macro_f1
+from .evaluation import log_shares, macro_f1
 from genre_nb.neural import (
-    NetworkClassifier, default_backbone, epoch_plan, load_encoder, load_tokenizer, log_shares, loss_weights, network_scores,
-    pad_rows, to_onnx,
+    NetworkClassifier, default_backbone, epoch_plan, load_encoder, load_tokenizer, loss_weights, network_scores, pad_rows, to_onnx,
 )
 from .onnx_model import MAX_LENGTH, WINDOWS, token_ids, windows_of
-from .tfidf import REFERENCE_SOURCE, training_columns
+from genre_nb.tfidf import (
+    REFERENCE_SOURCE, Columns, DescriptionClassifier, cross_validate_classifier, linear_svm, training_columns,
+)
 
 # %% ../nbs/09_small_bert.ipynb #e98139b6
 def pool(
@@ -151,6 +152,7 @@ class Examples:
     windows: list[list[int]]  # token ids of each row's first window
     genres: np.ndarray  # the column of each row's genre, shape (rows,)
     sources: np.ndarray  # 0 for reference rows, shape (rows,)
+    soft: np.ndarray | None = None  # how probable each genre is to be taken, shape (rows, genres); None: `genres` for sure
 
     @property
     def lengths(self) -> np.ndarray:
@@ -202,7 +204,7 @@ def stage_key(
         digest.update(tensor.cpu().numpy().tobytes())
     for window in examples.windows:
         digest.update(np.array([len(window), *window], dtype=np.int64).tobytes())
-    for column in (examples.genres, examples.sources, stage.weights):
+    for column in (examples.genres, examples.sources, stage.weights, *([] if examples.soft is None else [examples.soft])):
         digest.update(np.ascontiguousarray(column).tobytes())
     told = [stage.name, stage.epochs, stage.learning_rate, stage.batch_tokens, stage.seed, asdict(options),
             network.pooling, network.dropout.p, mixed_precision()]
@@ -270,9 +272,10 @@ def train_batch(
     "Learn from one batch."
     device, examples, options = trainer.accelerator.device, trainer.examples, trainer.options
     ids, mask = (tensor.to(device) for tensor in pad_rows([examples.windows[row] for row in rows]))
-    genres, sources = (torch.as_tensor(column[rows], device=device) for column in (examples.genres, examples.sources))
+    targets = examples.genres if examples.soft is None else examples.soft
+    targets, sources = (torch.as_tensor(column[rows], device=device) for column in (targets, examples.sources))
     scores = trainer.parallel(ids, mask, sources)  # half precision inside, where there is one
-    loss = functional.cross_entropy(scores, genres, trainer.class_weights, label_smoothing=options.label_smoothing)
+    loss = functional.cross_entropy(scores, targets, trainer.class_weights, label_smoothing=options.label_smoothing)
     trainer.accelerator.backward(loss / options.accumulation)
     if is_last or (trainer.progress.batch + 1) % options.accumulation == 0:
         trainer.accelerator.clip_grad_norm_(trainer.network.parameters(), 1.0)
@@ -374,6 +377,8 @@ class SmallBertClassifier(NetworkClassifier):
         layerwise_decay: float = 0.9,
         label_smoothing: float = 0.0,
         class_weights: str | Mapping[str, float] | None = None,  # "balanced", or genre -> weight in the loss
+        teacher: DescriptionClassifier | None = None,  # whose opinion of reference rows is learned, too; None: genres alone
+        teacher_share: float = 0.5,  # of the opinion in what is learned of a reference row
         dropout: float = 0.1,  # in front of the head
         batch_tokens: int = 4096,  # in the first stage; half of it in the second
         accumulation: int = 1,  # batches a step of the optimiser
@@ -389,20 +394,12 @@ class SmallBertClassifier(NetworkClassifier):
         self.layerwise_decay, self.label_smoothing, self.class_weights = layerwise_decay, label_smoothing, class_weights
         self.dropout, self.batch_tokens, self.accumulation, self.patience = dropout, batch_tokens, accumulation, patience
         self.logit_adjustment, self.corrected, self.checkpoints = logit_adjustment, corrected, checkpoints
+        self.teacher, self.teacher_share = teacher, teacher_share
 
-    def prepare(self, descriptions: Sequence[str]) -> list[list[int]]:
-        "Token ids of each description, marks included, nothing cut off."
-        tokenizer = getattr(self, "tokenizer_", None) or load_tokenizer(self.backbone or default_backbone())
-        return token_ids(tokenizer, descriptions)
-
-    def fit_prepared(self, prepared: Sequence[list[int]], genres: Sequence[str], sample_weight: Sequence[float] | None = None,
+    def fit_prepared(self, prepared: Sequence[str], genres: Sequence[str], sample_weight: Sequence[float] | None = None,
                      sources: Sequence[str] | None = None) -> "SmallBertClassifier":
         "`fit` with what `prepare` returned."
-        return fit_ids(self, prepared, genres, sample_weight, sources)
-
-    def prepared_scores(self, prepared: Sequence[list[int]]) -> np.ndarray:
-        "`decision_scores` with what `prepare` returned."
-        return network_scores(self.network_, prepared, self.max_length, self.windows)
+        return fit_stages(self, training_columns(prepared, genres, sample_weight, sources))
 
     def stored_network(self) -> onnx.ModelProto:
         "The network as ONNX, in eight bits."
@@ -442,33 +439,49 @@ def _part(classifier: SmallBertClassifier, stage: Stage, examples: Examples,
             return macro_f1(classes[examples.genres[held_out]], classes[scores.argmax(axis=1)], scored=classes)
 
     rows = np.flatnonzero(weights)
-    part = Examples([examples.windows[row] for row in rows], examples.genres[rows], examples.sources[rows])
+    soft = None if examples.soft is None or stage.name == "foreign" else examples.soft[rows]
+    part = Examples([examples.windows[row] for row in rows], examples.genres[rows], examples.sources[rows], soft)
     return part, replace(stage, weights=weights[rows]), validate
 
+# %% ../nbs/09_small_bert.ipynb #093044ba
+def soft_labels(
+    classifier: SmallBertClassifier,
+    training: Columns,  # of descriptions
+) -> np.ndarray | None:  # how probable each genre is to be taken, shape (rows, genres); None without a teacher
+    "A mix of each reference row's genre and what the teacher says of it who has not seen it; the genre alone of other rows."
+    if classifier.teacher is None:
+        return None
+    from pandas import DataFrame
+
+    classes, columns = np.unique(training.genres, return_inverse=True)
+    rows = DataFrame(training._asdict()).rename(columns={"prepared": "description", "genres": "genre", "weights": "weight",
+                                                         "sources": "source"})
+    opinions = cross_validate_classifier(classifier.teacher, rows, seed=classifier.random_state).probabilities
+    labels, own = np.eye(len(classes))[columns], np.array(training.sources) == REFERENCE_SOURCE
+    labels[own] += classifier.teacher_share * (opinions - labels[own])
+    return labels.astype(np.float32)
+
 # %% ../nbs/09_small_bert.ipynb #6c35614f
-def fit_ids(
+def fit_stages(
     classifier: SmallBertClassifier,  # changed in place
-    prepared: Sequence[list[int]],
-    genres: Sequence[str],
-    sample_weight: Sequence[float] | None = None,
-    sources: Sequence[str] | None = None,
+    training: Columns,  # of descriptions
 ) -> SmallBertClassifier:  # the same object, fitted
     "Train the network in its stages."
-    prepared, genres, weights, sources = training_columns(prepared, genres, sample_weight, sources)
-    classes, columns = np.unique(genres, return_inverse=True)
-    names = [REFERENCE_SOURCE, *sorted(set(sources) - {REFERENCE_SOURCE})]
-    origin = np.array([names.index(source) for source in sources])
-    examples = Examples([windows_of(ids, classifier.max_length, 1)[0] for ids in prepared], columns, origin)
+    classes, columns = np.unique(training.genres, return_inverse=True)
+    names = [REFERENCE_SOURCE, *sorted(set(training.sources) - {REFERENCE_SOURCE})]
+    origin = np.array([names.index(source) for source in training.sources])
     torch.manual_seed(classifier.random_state)
     backbone = classifier.backbone or default_backbone()
     classifier.tokenizer_, encoder = load_tokenizer(backbone), load_encoder(backbone)
+    windows = [windows_of(ids, classifier.max_length, 1)[0] for ids in token_ids(classifier.tokenizer_, training.prepared)]
+    examples = Examples(windows, columns, origin, soft_labels(classifier, training))
     priors = [log_shares(columns[origin == source], len(classes)) for source in range(1, len(names))]
     network = BertNetwork(encoder, len(classes), np.reshape(priors, (-1, len(classes))), classifier.head, classifier.dropout)
     folder = None if classifier.checkpoints is None else Path(classifier.checkpoints)
     options = Options(classifier.accumulation, classifier.layerwise_decay, classifier.label_smoothing,
                       loss_weights(classifier.class_weights, columns, classes), patience=classifier.patience)
     classifier.progress_ = {}
-    for stage in stages_of(classifier, origin, weights):
+    for stage in stages_of(classifier, origin, training.weights):
         if stage.name == "reference":
             set_reference_prior(network, log_shares(columns[origin == 0], len(classes)))
         part, stage, validate = _part(classifier, stage, examples, classes)
@@ -634,4 +647,5 @@ def small_bert(
     random_state: int = SEED,
 ) -> SmallBertClassifier:
     "MiniLM-L6 in two stages; an interrupted run goes on from data/processed/checkpoints, which can be deleted afterwards."
-    return SmallBertClassifier(logit_adjustment=0.13, checkpoints=processed_directory() / "checkpoints", random_state=random_state)
+    return SmallBertClassifier(teacher=linear_svm(random_state), logit_adjustment=0.13,
+                               checkpoints=processed_directory() / "checkpoints", random_state=random_state)

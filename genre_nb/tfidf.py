@@ -7,18 +7,18 @@ __all__ = ['REFERENCE_SOURCE', 'SOURCE_WEIGHTS', 'MINIMUM_ROWS', 'SUPPORT_VECTOR
            'LOGISTIC_C', 'LOGISTIC_SOURCE_STRENGTH', 'REFERENCE_TERMS', 'OWN_PENALTY', 'CROSS_PENALTY', 'MODEL_FILE',
            'TRUSTED', 'TREES', 'DescriptionWords', 'TermVectorizer', 'make_vectorizer', 'source_columns',
            'linear_weights', 'linear_scores', 'DescriptionClassifier', 'TfidfClassifier', 'description_words',
-           'fit_texts', 'training_columns', 'scores_of_texts', 'linear_svm', 'logistic_regression', 'naive_bayes',
-           'complement_naive_bayes', 'random_forest', 'near_duplicates', 'without_near_duplicates', 'CrossValidation',
-           'cross_validate_classifier', 'stratified_folds', 'Correction', 'fit_correction', 'cross_fitted_scores',
-           'fold_correction', 'fit_calibrated', 'validation_table', 'genre_words', 'genre_words_plot',
-           'word_contributions', 'skops_files', 'save', 'load', 'write_study', 'study_plot']
+           'fit_texts', 'Columns', 'training_columns', 'scores_of_texts', 'linear_svm', 'logistic_regression',
+           'naive_bayes', 'complement_naive_bayes', 'random_forest', 'near_duplicates', 'without_near_duplicates',
+           'CrossValidation', 'cross_validate_classifier', 'stratified_folds', 'Correction', 'fit_correction',
+           'cross_fitted_scores', 'fold_correction', 'fit_calibrated', 'validation_table', 'genre_words',
+           'genre_words_plot', 'word_contributions', 'skops_files', 'save', 'load', 'write_study', 'study_plot']
 
 # %% ../nbs/07_tfidf.ipynb #3f781d16
 import importlib
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -259,13 +259,22 @@ def fit_texts(
     return classifier
 
 # %% ../nbs/07_tfidf.ipynb #8d8274ec
+class Columns(NamedTuple):
+    "The rows of a fit, as equally long columns."
+
+    prepared: list[Any]  # as from `prepare`
+    genres: np.ndarray  # names
+    weights: np.ndarray
+    sources: list[str]
+
+
 def training_columns(
     prepared: Sequence[Any],  # one item a row, as from `prepare`
     genres: Sequence[str],
     sample_weight: Sequence[float] | None = None,  # None: 1 everywhere
     sources: Sequence[str] | None = None,  # None: the reference everywhere
-) -> tuple[list[Any], np.ndarray, np.ndarray, list[str]]:  # prepared, genres, weights, sources of rows with a weight
-    "The columns of a fit as equally long arrays, without rows of weight 0; a ValueError says what is wrong with them."
+) -> Columns:  # of rows with a weight
+    "The columns of a fit, without rows of weight 0; a ValueError says what is wrong with them."
     genres = np.array(list(genres), dtype=str)
     weights = np.ones(len(prepared)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     sources = [REFERENCE_SOURCE] * len(prepared) if sources is None else list(sources)
@@ -277,7 +286,7 @@ def training_columns(
     kept = np.flatnonzero(weights)
     if not any(prepared[row] for row in kept):
         raise ValueError("There is nothing to learn from: no description with a word and a weight above 0.")
-    return [prepared[row] for row in kept], genres[kept], weights[kept], [sources[row] for row in kept]
+    return Columns([prepared[row] for row in kept], genres[kept], weights[kept], [sources[row] for row in kept])
 
 
 def _keep_terms(model: BaseEstimator, terms: int) -> None:
@@ -405,6 +414,7 @@ class CrossValidation:
     temperature: float  # that suits `scores`
     folds: np.ndarray  # the fold in which each row was held out
     seconds: float = 0.0  # that it took
+    megabytes: float = float("nan")  # the highest memory of the process meanwhile, if it was watched
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -421,6 +431,7 @@ def cross_validate_classifier(
     rows: "DataFrame",  # description, genre and perhaps source, weight, as made by `training_rows`
     folds: int = 3,
     seed: int = SEED,  # of the split
+    resample: Callable[[Columns], Columns] | None = None,  # changes the rows that a fold learns from, never those it scores
 ) -> CrossValidation:
     "Score every reference row with a model that has seen neither it nor a near-duplicate of it."
     started, prepared = time.monotonic(), classifier.prepare(rows["description"])
@@ -432,8 +443,8 @@ def cross_validate_classifier(
     for fold, held_out in enumerate(stratified_folds(genres[reference], folds, seed)):
         out = set(reference[held_out]) | {twin for row in held_out for twin in twins.get(row, ())}
         kept = np.array([row for row in range(len(rows)) if row not in out])
-        training = [prepared[row] for row in kept]
-        model = clone(classifier).fit_prepared(training, genres[kept], weights[kept], sources[kept])
+        training = training_columns([prepared[row] for row in kept], genres[kept], weights[kept], sources[kept])
+        model = clone(classifier).fit_prepared(*(resample(training) if resample else training))
         table = model.prepared_scores([prepared[row] for row in reference[held_out]])
         scores[held_out], fold_of[held_out] = _align(table, model.classes_, classes), fold
     corrected = cross_fitted_scores(scores, genres[reference], classes, seed=seed) if classifier.corrected else scores
@@ -542,11 +553,14 @@ def fold_correction(
 ) -> TfidfClassifier:  # the same object
     "Put a correction into the coefficients, so that `decision_scores` gives corrected scores."
     model = classifier.pipeline_["model"]
-    if not hasattr(model, "coef_"):
+    if not hasattr(model, "coef_") and not isinstance(model, MultinomialNB):
         raise ValueError(f"A correction can't be folded into a {type(model).__name__}: it has no coefficients.")
     coefficients, intercepts = linear_weights(model)
     coefficients = correction.matrix.T @ coefficients
     intercepts = correction.apply(intercepts)
+    if isinstance(model, MultinomialNB):
+        model.feature_log_prob_, model.class_log_prior_ = coefficients, intercepts
+        return classifier
     if len(classifier.classes_) == 2:
         coefficients, intercepts = coefficients[1:] - coefficients[:1], intercepts[1:] - intercepts[:1]
     model.coef_, model.intercept_ = np.ascontiguousarray(coefficients, dtype=np.float32), intercepts
@@ -558,13 +572,14 @@ def fit_calibrated(
     rows: "DataFrame",  # description, genre and perhaps source, weight, as made by `training_rows`
     folds: int = 3,
     seed: int = SEED,  # of the split
-    validation: CrossValidation | None = None,  # of the same classifier and rows, if it is at hand
+    validation: CrossValidation | None = None,  # of the same classifier, rows and resampling, if it is at hand
+    resample: Callable[[Columns], Columns] | None = None,  # changes the rows that are learned from
 ) -> tuple[DescriptionClassifier, CrossValidation]:  # fitted on all rows, and what it answered for rows held out
     "Cross-validate, fit on all rows, then correct and calibrate with the held-out scores."
     if validation is None:
-        validation = cross_validate_classifier(classifier, rows, folds, seed)
-    genres, weights, sources = _row_columns(rows)
-    fitted = clone(classifier).fit(rows["description"], genres, weights, sources)
+        validation = cross_validate_classifier(classifier, rows, folds, seed, resample)
+    training = training_columns(classifier.prepare(rows["description"]), *_row_columns(rows))
+    fitted = clone(classifier).fit_prepared(*(resample(training) if resample else training))
     if classifier.corrected:
         fitted.fold_correction(fit_correction(validation.raw_scores, validation.genres, validation.classes))
     fitted.temperature_ = float(validation.temperature)

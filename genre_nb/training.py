@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'LIMITS', 'Recipe', 'recipe_rows', 'evaluate_on_test', 'training_data', 'versions', 'hardware',
-           'model_card', 'validation_scores', 'cross_validated', 'check_replaceable', 'train_and_save',
-           'describe_results', 'evaluation_table']
+           'training_command', 'model_card', 'validation_scores', 'fitted_and_validated', 'check_replaceable',
+           'train_and_save', 'describe_results', 'evaluation_table']
 
 # %% ../nbs/11_training.ipynb #d11d5e57
 import importlib
@@ -30,8 +30,6 @@ from genre_nb.tfidf import (
     SOURCE_WEIGHTS,
     CrossValidation,
     complement_naive_bayes,
-    cross_validate_classifier,
-    fit_calibrated,
     linear_svm,
     logistic_regression,
     naive_bayes,
@@ -136,6 +134,14 @@ _ENCODER_LICENCE = (" Weights or word vectors started from sentence-transformers
                     "GENRE_NB_BACKBONE named another encoder.")
 
 
+def training_command(
+    name: str,
+    balance: str = "none",
+) -> str:
+    "What to type to train the model again."
+    return f"genre_nb train {name}" + (f" --balance {balance}" if balance != "none" else "")
+
+
 def model_card(
     name: str,
     rows: "pd.DataFrame",  # what it was trained on
@@ -149,7 +155,7 @@ def model_card(
         "model": name, "version": __version__, "format": results["storage"], "summary": RECIPES[name].summary,
         "genres": sorted(rows["genre"].unique()), "data": dataset.describe(), "training_data": training_data(rows, dataset),
         "calibration": results["calibration"], "cross_validation": results["cross_validation"], "metrics": scores,
-        "seed": SEED, "command": f"genre_nb train {name}", "versions": versions(RECIPES[name].packages), "hardware": hardware(),
+        "seed": SEED, "balance": results["balance"], "command": training_command(name, results["balance"]), "versions": versions(RECIPES[name].packages), "hardware": hardware(),
         "intended_use": "Sorting and searching catalogues of films and series by primary genre; teaching.",
         "limits": LIMITS,
         "licence": "Apache-2.0 for the weights; the descriptions they were learned from belong to their authors and are not included."
@@ -166,16 +172,17 @@ def validation_scores(
     return {"folds": int(validation.folds.max()) + 1} | {name: scores[name] for name in names}
 
 
-def cross_validated(
+def fitted_and_validated(
     recipe: Recipe,
     rows: "pd.DataFrame",  # as from `recipe_rows`
-) -> CrossValidation:
-    "What the recipe's model answers for reference rows it has not seen; of a network, kept from an earlier run if there was one."
-    if not recipe.network:
-        return cross_validate_classifier(recipe.build(), rows)
-    from genre_nb.neural import kept_validation
+    balance: str = "none",  # what is done about uneven genres, by a name that `class_imbalance.find_strategy` knows
+) -> tuple[Any, CrossValidation]:  # the model, fitted on all rows; what it answered for reference rows while it had not seen them
+    "Cross-validate and fit; a network's cross-validation is kept, and looked for first."
+    from genre_nb.class_imbalance import find_strategy, fit_balanced, validate_repeatedly
 
-    return kept_validation(recipe.build(), rows, processed_directory() / "studies")
+    strategy, folder = find_strategy(balance), processed_directory() / "studies" if recipe.network else None
+    [validation] = validate_repeatedly(recipe.build(), rows, strategy.before, repeats=1, folder=folder)
+    return fit_balanced(recipe.build(), rows, strategy, validation)
 
 
 def check_replaceable(
@@ -192,6 +199,7 @@ def check_replaceable(
 def train_and_save(
     name: str,  # a key of `RECIPES`
     dataset: Dataset,
+    balance: str = "none",  # what is done about uneven genres, by a name that `class_imbalance.find_strategy` knows
 ) -> str:  # one line: scores with intervals, size, time
     "Train a model, test it once, and write models/<name>/ and metrics/<name>.json and .txt."
     if name not in RECIPES:
@@ -200,10 +208,10 @@ def train_and_save(
     set_seeds()
     recipe = RECIPES[name]
     rows = recipe_rows(recipe, dataset)
-    validation, started = cross_validated(recipe, rows), time.monotonic()
-    classifier, _ = fit_calibrated(recipe.build(), rows, validation=validation)
-    seconds = validation.seconds + getattr(classifier, "seconds_", time.monotonic() - started)
-    results = {"data": dataset.describe(), "cross_validation": validation_scores(validation), "saved": recipe.saved,
+    started = time.monotonic()
+    classifier, validation = fitted_and_validated(recipe, rows, balance)
+    seconds = max(time.monotonic() - started, validation.seconds + getattr(classifier, "seconds_", 0.0))  # earlier runs count
+    results = {"data": dataset.describe(), "balance": balance, "cross_validation": validation_scores(validation), "saved": recipe.saved,
                "calibration": {"method": "temperature", "temperature": classifier.temperature_,
                                "fitted_on": "out-of-fold scores of the reference training rows"},
                "storage": classifier.storage, "training_seconds": round(seconds, 1)}
