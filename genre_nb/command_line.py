@@ -7,8 +7,8 @@ __all__ = ['OUTPUT_FORMATS', 'description_column', 'added_fields', 'record_write
            'predict_records', 'run_predict_job', 'open_input', 'output_format_of', 'open_output', 'progress',
            'run_predict', 'say', 'run_explain', 'run_download', 'run_doctor', 'run_preprocess', 'report_rejected',
            'run_train', 'run_evaluate', 'run_serve', 'run_benchmark', 'build_parser', 'add_command',
-           'add_data_commands', 'add_model_commands', 'balance_strategy', 'genre_count', 'add_predict', 'add_explain',
-           'add_serve', 'add_benchmark', 'main', 'write_utf8', 'describe_error']
+           'add_data_commands', 'add_model_commands', 'balance_strategy', 'positive_number', 'genre_count',
+           'add_predict', 'add_explain', 'add_serve', 'add_benchmark', 'main', 'write_utf8', 'describe_error']
 
 # %% ../nbs/14_command_line.ipynb #8cd959eb
 import argparse
@@ -298,16 +298,16 @@ def report_rejected(dataset: "Dataset") -> int:
 def run_train(arguments: argparse.Namespace) -> int:
     "Train models, test them once, save them."
     from genre_nb.data import load_data
-    from genre_nb.training import RECIPES, train_and_save
+    from genre_nb.training import RECIPES, TrainingOptions, train_models
 
     names = list(RECIPES) if arguments.all else arguments.model
     if not names:
         raise ValueError(f"name the models to train, or --all; there are: {', '.join(RECIPES)}")
     dataset = load_data(arguments.data)
     say(f"Training on {dataset.describe()}")
-    for name in names:
-        print(train_and_save(name, dataset, arguments.balance or "none"))
-    return report_rejected(dataset)
+    options = TrainingOptions(arguments.balance or "none", arguments.genres, arguments.quick, arguments.force)
+    failed = train_models(names, dataset, options, arguments.time_budget, lambda line: print(line, flush=True))
+    return 1 if failed else report_rejected(dataset)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -379,6 +379,11 @@ def add_model_commands(commands: Any) -> None:
     train.add_argument("--all", action="store_true", help="every model")
     train.add_argument("--balance", type=balance_strategy, metavar="STRATEGY", help="what to do about uneven genres, e.g. class_weight, "
                        "logit_adjustment, class_weight+logit_adjustment (default: nothing)")
+    train.add_argument("--genres", type=int, default=27, choices=(27, 26, 11, 9, 7, 6, 5), help="how many genres; 26 are those without "
+                       "'short', 6 those of the reference project, fewer the most frequent ones (default: 27)")
+    train.add_argument("--time-budget", type=positive_number, metavar="MINUTES", help="begin no model that took longer than what is left")
+    train.add_argument("--force", action="store_true", help="train again what is up to date")
+    train.add_argument("--quick", action="store_true", help="a trial on the sample: every step, and models that are worth nothing")
     train.add_argument("--data", **data)
     evaluate = add_command(commands, "evaluate", run_evaluate)
     evaluate.add_argument("model", nargs="*", metavar="MODEL", help="names of saved models (default: all)")
@@ -394,6 +399,17 @@ def balance_strategy(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def positive_number(text: str) -> float:
+    "An argument above 0."
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 def genre_count(text: str) -> int:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Words', 'average_probabilities', 'merge_words', 'Ensemble']
 
-# %% ../nbs/06a_ensemble.ipynb #899af94a
+# %% ../nbs/06a_ensemble.ipynb #a459d11c
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ def merge_words(
 class Ensemble:
     "Saved models whose probabilities are averaged."
 
+    storage = "ensemble"
+
     def __init__(
         self,
         members: Mapping[str, Any],  # name -> saved model; all with the same genres, or a ValueError
@@ -64,6 +67,9 @@ class Ensemble:
         "The probability of each genre, shape (descriptions, genres): rows sum to 1, columns as in `classes_`."
         tables = [member.predict_proba(descriptions) for member in self.members.values()]
         return average_probabilities(tables, self.weights, self.temperature_)
+
+    def save(self, folder: Path | str) -> None:
+        "Nothing: names and weights are on the card."
 
     def truncated(self, description: str) -> int:
         "How many words or pieces of words at the end no member reads."
