@@ -432,20 +432,18 @@ def pareto_plot(
     title: str,
 ) -> "Figure":
     "Accuracy against macro-F1; the frontier is joined and named."
-    figure = require("matplotlib.figure", "data").Figure(figsize=(9, 6), layout="constrained")
+    figure = require("matplotlib.figure", "data").Figure(figsize=(11, 6), layout="constrained")
     axes, frontier = figure.subplots(), pareto(points)
     for color, (model, part) in zip(_COLOURS, points.groupby(level=0, sort=False)):
         axes.scatter(part["accuracy"], part["macro_f1"], color=color, label=model, s=36, alpha=0.8)
     line = points.loc[frontier]
     axes.plot(line["accuracy"], line["macro_f1"], color="#888888", linewidth=1, zorder=0)
-    for place, (model, strategy) in enumerate(frontier):
-        point = points.loc[(model, strategy)]
-        axes.annotate(f"{model}, {strategy.replace('_', ' ')}", (point["accuracy"], point["macro_f1"]), fontsize=8,
-                      xytext=(6, 5 if place % 2 else -11), textcoords="offset points")
+    for place, (model, strategy) in enumerate(frontier, 1):
+        axes.annotate(str(place), points.loc[(model, strategy), ["accuracy", "macro_f1"]], xytext=(5, 4), textcoords="offset points")
+        axes.plot([], [], " ", label=f"{place}: {model}, {strategy.replace('_', ' ')}")
     axes.set(xlabel="accuracy", ylabel="macro-F1", title=title)
-    axes.margins(x=0.16, y=0.08)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 # %% ../nbs/10_class_imbalance.ipynb #2f11ee85

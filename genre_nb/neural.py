@@ -16,6 +16,7 @@ __all__ = ['MARKS', 'PADDING', 'UNKNOWN', 'BACKBONE', 'VECTOR_SCALE', 'REFERENCE
            'neural_bag_of_words', 'lstm', 'gru']
 
 # %% ../nbs/08_neural.ipynb #afc4d11d
+import gc
 import gzip
 import hashlib
 import json
@@ -874,6 +875,8 @@ def fit_network(
     "Train a network."
     learn = learner_of(classifier, descriptions, genres, weights, sources)
     classifier.losses_ = train_quietly(learn, classifier.epochs, classifier.learning_rate, classifier.patience)
+    del learn
+    gc.collect()  # a learner holds all rows and itself, which Python would notice much later
     return finish(classifier)
 
 

@@ -647,5 +647,5 @@ def small_bert(
     random_state: int = SEED,
 ) -> SmallBertClassifier:
     "MiniLM-L6 in two stages; an interrupted run goes on from data/processed/checkpoints, which can be deleted afterwards."
-    return SmallBertClassifier(teacher=linear_svm(random_state), logit_adjustment=0.13,
+    return SmallBertClassifier(teacher=linear_svm(random_state), logit_adjustment=0.2,
                                checkpoints=processed_directory() / "checkpoints", random_state=random_state)
