@@ -27,10 +27,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.decomposition import TruncatedSVD
 from sklearn.linear_model import LogisticRegression
 
-from .core import SEED, PeakMemory, require
+from .core import SEED, require
 from genre_nb.evaluation import (
-    fit_temperature, log_scores, log_shares, protocol_genres, row_contributions, sampled_scores, score_interval, softmax,
-    subset_probabilities,
+    SCORE_LIMITS, fit_temperature, log_scores, log_shares, protocol_genres, row_contributions, sampled_scores, score_interval,
+    softmax, subset_probabilities,
 )
 from genre_nb.tfidf import (
     MINIMUM_ROWS, Columns, Correction, CrossValidation, DescriptionClassifier, TfidfClassifier, cross_validate_classifier,
@@ -179,6 +179,7 @@ class _Synthetic(BaseEstimator):
         self.kind, self.random_state = kind, random_state
 
     def fit_resample(self, vectors: np.ndarray, genres: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        "The rows and synthetic ones, and their genres."
         return add_synthetic_rows(vectors, genres, self.kind, self.random_state)
 
 
@@ -330,19 +331,14 @@ def validate_repeatedly(
     repeats: int = 2,
     folder: Path | str | None = None,  # keeps the runs and looks for earlier ones; None: neither
 ) -> list[CrossValidation]:  # of the same rows, with other folds
-    "Cross-validate with several splits, watching time and memory."
-    found = []
-    for seed in range(SEED, SEED + repeats):
-        resample = before and partial(before, random_state=seed)
-        if folder is not None:
-            from genre_nb.neural import kept_validation
+    "Cross-validate with several splits."
+    splits = [(seed, before and partial(before, random_state=seed)) for seed in range(SEED, SEED + repeats)]
+    if folder is None:
+        return [cross_validate_classifier(classifier, rows, seed=seed, resample=resample) for seed, resample in splits]
+    from genre_nb.neural import kept_validation
 
-            found.append(kept_validation(classifier, rows, folder, seed, resample, before.__name__ if before else ""))
-            continue
-        with PeakMemory() as peak:
-            validation = cross_validate_classifier(classifier, rows, seed=seed, resample=resample)
-        found.append(replace(validation, megabytes=peak.megabytes))
-    return found
+    name = before.__name__ if before else ""
+    return [kept_validation(classifier, rows, folder, seed, resample, name) for seed, resample in splits]
 
 # %% ../nbs/10_class_imbalance.ipynb #4a1dcdfe
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "top_3_accuracy", "log_loss", "ece")
@@ -379,7 +375,8 @@ def _mean_contributions(repeats: Sequence[CrossValidation]) -> dict[str, Any]:
 
 def _line(strategy: str, score: str, genre: str, value: float, samples: np.ndarray, first: float,
           first_samples: np.ndarray) -> dict[str, Any]:
-    interval, gain = score_interval(value, samples), score_interval(value - first, samples - first_samples)
+    interval = score_interval(value, samples, 0.95, *SCORE_LIMITS.get(score, (0.0, 1.0)))
+    gain = score_interval(value - first, samples - first_samples)
     return {"strategy": strategy, "score": score, "genre": genre, **interval,
             "gain": gain["value"], "gain_low": gain["low"], "gain_high": gain["high"]}
 

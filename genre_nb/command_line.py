@@ -7,7 +7,7 @@ __all__ = ['OUTPUT_FORMATS', 'description_column', 'added_fields', 'record_write
            'predict_records', 'run_predict_job', 'open_input', 'output_format_of', 'open_output', 'progress',
            'run_predict', 'say', 'run_explain', 'run_download', 'run_doctor', 'run_preprocess', 'report_rejected',
            'run_train', 'run_evaluate', 'run_serve', 'run_benchmark', 'build_parser', 'add_command',
-           'add_data_commands', 'add_model_commands', 'balance_strategy', 'positive_number', 'genre_count',
+           'add_data_commands', 'balance_strategy', 'positive_number', 'genre_count', 'add_model_commands',
            'add_predict', 'add_explain', 'add_serve', 'add_benchmark', 'main', 'write_utf8', 'describe_error']
 
 # %% ../nbs/14_command_line.ipynb #8cd959eb
@@ -370,26 +370,7 @@ def add_data_commands(commands: Any) -> None:
     preprocess.add_argument("--english-only", action="store_true", help="leave other languages out (the reference-compatible sets always do)")
     preprocess.add_argument("--drop-short", action="store_true", help="leave the genre 'short' out (the reference-compatible sets always do)")
 
-# %% ../nbs/14_command_line.ipynb #04e2bffd
-def add_model_commands(commands: Any) -> None:
-    "train, evaluate"
-    data = {"metavar": "DIR", "help": "folder of the original files (default: GENRE_NB_DATA, else data/, else the embedded sample)"}
-    train = add_command(commands, "train", run_train)
-    train.add_argument("model", nargs="*", metavar="MODEL", help="names of models")
-    train.add_argument("--all", action="store_true", help="every model")
-    train.add_argument("--balance", type=balance_strategy, metavar="STRATEGY", help="what to do about uneven genres, e.g. class_weight, "
-                       "logit_adjustment, class_weight+logit_adjustment (default: nothing)")
-    train.add_argument("--genres", type=int, default=27, choices=(27, 26, 11, 9, 7, 6, 5), help="how many genres; 26 are those without "
-                       "'short', 6 those of the reference project, fewer the most frequent ones (default: 27)")
-    train.add_argument("--time-budget", type=positive_number, metavar="MINUTES", help="begin no model that took longer than what is left")
-    train.add_argument("--force", action="store_true", help="train again what is up to date")
-    train.add_argument("--quick", action="store_true", help="a trial on the sample: every step, and models that are worth nothing")
-    train.add_argument("--data", **data)
-    evaluate = add_command(commands, "evaluate", run_evaluate)
-    evaluate.add_argument("model", nargs="*", metavar="MODEL", help="names of saved models (default: all)")
-    evaluate.add_argument("--data", **data)
-
-
+# %% ../nbs/14_command_line.ipynb #22716b58
 def balance_strategy(text: str) -> str:
     "An argument that names a strategy of `class_imbalance`."
     from genre_nb.class_imbalance import find_strategy
@@ -417,6 +398,25 @@ def genre_count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= len(GENRES):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {len(GENRES)}")
     return int(text)
+
+# %% ../nbs/14_command_line.ipynb #04e2bffd
+def add_model_commands(commands: Any) -> None:
+    "train, evaluate"
+    data = {"metavar": "DIR", "help": "folder of the original files (default: GENRE_NB_DATA, else data/, else the embedded sample)"}
+    train = add_command(commands, "train", run_train)
+    train.add_argument("model", nargs="*", metavar="MODEL", help="names of models")
+    train.add_argument("--all", action="store_true", help="every model")
+    train.add_argument("--balance", type=balance_strategy, metavar="STRATEGY", help="what to do about uneven genres, e.g. class_weight, "
+                       "logit_adjustment, class_weight+logit_adjustment (default: nothing)")
+    train.add_argument("--genres", type=int, default=27, choices=(27, 26, 11, 9, 7, 6, 5), help="how many genres; 26 are those without "
+                       "'short', 6 those of the reference project, fewer the most frequent ones (default: 27)")
+    train.add_argument("--time-budget", type=positive_number, metavar="MINUTES", help="begin no model that took longer than what is left")
+    train.add_argument("--force", action="store_true", help="train again what is up to date")
+    train.add_argument("--quick", action="store_true", help="a trial on the sample: every step, and models that are worth nothing")
+    train.add_argument("--data", **data)
+    evaluate = add_command(commands, "evaluate", run_evaluate)
+    evaluate.add_argument("model", nargs="*", metavar="MODEL", help="names of saved models (default: all)")
+    evaluate.add_argument("--data", **data)
 
 
 def add_predict(commands: Any) -> None:

@@ -67,7 +67,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 from transformers.utils import logging as transformers_logging
 
 # %% ../nbs/08_neural.ipynb #bc5ecc1c
-from .core import SEED, PeakMemory, atomic_path
+from .core import SEED, atomic_path
 from .data import hold_out
 from .evaluation import accuracy, fit_temperature, log_shares, macro_f1, softmax
 from genre_nb.onnx_model import (
@@ -1036,10 +1036,9 @@ def kept_validation(
 ) -> CrossValidation:
     "`cross_validate_classifier`, once."
     def compute() -> dict[str, Any]:
-        with PeakMemory() as peak:
-            found = cross_validate_classifier(classifier, rows, seed=seed, resample=resample)
+        found = cross_validate_classifier(classifier, rows, seed=seed, resample=resample)
         return {"genres": found.genres, "classes": found.classes, "raw_scores": found.raw_scores, "folds": found.folds,
-                "seconds": found.seconds, "megabytes": peak.megabytes}
+                "seconds": found.seconds, "megabytes": found.megabytes}
 
     kind = "-".join(["validation", *([name] if name else []), *([str(seed)] if seed != SEED else [])])
     found = kept_run(Path(folder) / run_name(kind, classifier, rows), compute)

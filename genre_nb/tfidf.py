@@ -38,7 +38,7 @@ from sklearn.naive_bayes import ComplementNB, MultinomialNB
 from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
-from .core import SEED, atomic_path, require
+from .core import SEED, PeakMemory, atomic_path, require
 from .evaluation import evaluate, fit_temperature, log_scores, softmax, write_json
 from .preprocessing import Preprocessor
 from .text import STOP_WORDS, Token, check_descriptions
@@ -414,7 +414,7 @@ class CrossValidation:
     temperature: float  # that suits `scores`
     folds: np.ndarray  # the fold in which each row was held out
     seconds: float = 0.0  # that it took
-    megabytes: float = float("nan")  # the highest memory of the process meanwhile, if it was watched
+    megabytes: float = float("nan")  # the highest memory of the process meanwhile
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -440,16 +440,18 @@ def cross_validate_classifier(
     twins = _twins(rows, reference)
     classes = np.unique(genres[weights > 0])
     scores, fold_of = np.zeros((len(reference), len(classes))), np.zeros(len(reference), dtype=int)
-    for fold, held_out in enumerate(stratified_folds(genres[reference], folds, seed)):
-        out = set(reference[held_out]) | {twin for row in held_out for twin in twins.get(row, ())}
-        kept = np.array([row for row in range(len(rows)) if row not in out])
-        training = training_columns([prepared[row] for row in kept], genres[kept], weights[kept], sources[kept])
-        model = clone(classifier).fit_prepared(*(resample(training) if resample else training))
-        table = model.prepared_scores([prepared[row] for row in reference[held_out]])
-        scores[held_out], fold_of[held_out] = _align(table, model.classes_, classes), fold
+    with PeakMemory() as peak:
+        for fold, held_out in enumerate(stratified_folds(genres[reference], folds, seed)):
+            out = set(reference[held_out]) | {twin for row in held_out for twin in twins.get(row, ())}
+            kept = np.array([row for row in range(len(rows)) if row not in out])
+            training = training_columns([prepared[row] for row in kept], genres[kept], weights[kept], sources[kept])
+            model = clone(classifier).fit_prepared(*(resample(training) if resample else training))
+            table = model.prepared_scores([prepared[row] for row in reference[held_out]])
+            scores[held_out], fold_of[held_out] = _align(table, model.classes_, classes), fold
     corrected = cross_fitted_scores(scores, genres[reference], classes, seed=seed) if classifier.corrected else scores
     temperature = fit_temperature(corrected, genres[reference], classes)
-    return CrossValidation(genres[reference], classes, scores, corrected, temperature, fold_of, time.monotonic() - started)
+    return CrossValidation(genres[reference], classes, scores, corrected, temperature, fold_of, time.monotonic() - started,
+                           peak.megabytes)
 
 # %% ../nbs/07_tfidf.ipynb #d1ffa036
 def stratified_folds(

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ENSEMBLE_WEIGHTS', 'RECIPES', 'LIMITS', 'UP_TO_DATE', 'FAILED', 'Recipe', 'recipe_rows', 'TrainingOptions',
            'training_command', 'dataset_of_genres', 'evaluate_on_test', 'milliseconds_each', 'training_data',
-           'versions', 'hardware', 'model_card', 'Trained', 'cross_validated', 'train_classifier', 'quick_classifier',
+           'versions', 'hardware', 'model_card', 'Trained', 'cross_validated', 'quick_classifier', 'train_classifier',
            'combine_validations', 'train_ensemble', 'validation_scores', 'check_replaceable', 'fingerprint',
-           'finished_mark', 'train_and_save', 'write_model', 'describe_results', 'train_models', 'train_and_record',
-           'expected_seconds', 'add_to_manifest', 'write_leaderboard', 'evaluation_table']
+           'finished_mark', 'is_finished', 'train_and_save', 'write_model', 'describe_results', 'train_models',
+           'expected_seconds', 'train_and_record', 'add_to_manifest', 'write_leaderboard', 'evaluation_table']
 
 # %% ../nbs/11_training.ipynb #9635bfe6
 import hashlib
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from . import __version__
 from genre_nb.core import (
-    GENRES, PROTOCOLS, REFERENCE_6, SEED, PeakMemory, atomic_path, find_folder, metrics_directory, models_directory,
+    GENRES, PROTOCOLS, SEED, PeakMemory, atomic_path, find_folder, metrics_directory, models_directory,
     most_frequent_genres, processed_directory, set_seeds,
 )
 from .data import Dataset, training_rows
@@ -257,6 +257,20 @@ def cross_validated(
     folder = processed_directory() / "studies" if kept else None
     return validate_repeatedly(classifier, rows, find_strategy(balance).before, repeats=1, folder=folder)[0]
 
+# %% ../nbs/11_training.ipynb #2fb5d811
+def quick_classifier(
+    recipe: Recipe,
+    rows: "pd.DataFrame",  # as from `recipe_rows`
+    folder: Path,  # for an encoder of random weights, if one is needed
+) -> Any:  # not fitted
+    "A recipe's classifier for a trial: it learns little, and needs nothing from elsewhere."
+    classifier = recipe.build().set_params(**recipe.quick)
+    if "backbone" not in classifier.get_params():
+        return classifier
+    from genre_nb.neural import tiny_backbone
+
+    return classifier.set_params(backbone=str(tiny_backbone(folder, rows["description"])))
+
 
 def train_classifier(
     name: str,  # a key of `RECIPES`
@@ -276,20 +290,6 @@ def train_classifier(
         fitted, adjusted = fit_balanced(classifier, rows, find_strategy(options.balance), validation)
     earlier = validation.seconds + getattr(fitted, "seconds_", 0.0)  # of runs that were kept
     return Trained(fitted, adjusted, rows, max(time.monotonic() - started, earlier))
-
-
-def quick_classifier(
-    recipe: Recipe,
-    rows: "pd.DataFrame",  # as from `recipe_rows`
-    folder: Path,  # for an encoder of random weights, if one is needed
-) -> Any:  # not fitted
-    "A recipe's classifier for a trial: it learns little, and needs nothing from elsewhere."
-    classifier = recipe.build().set_params(**recipe.quick)
-    if "backbone" not in classifier.get_params():
-        return classifier
-    from genre_nb.neural import tiny_backbone
-
-    return classifier.set_params(backbone=str(tiny_backbone(folder, rows["description"])))
 
 # %% ../nbs/11_training.ipynb #11c0157f
 def combine_validations(
@@ -356,7 +356,7 @@ def check_replaceable(
         raise ValueError(f"models/{name} was trained on real data and would be replaced by one trained on the sample. Point "
                          "GENRE_NB_DATA to the data, or set GENRE_NB_HOME to keep your own models elsewhere.")
 
-
+# %% ../nbs/11_training.ipynb #b888a955
 def fingerprint(
     name: str,  # a key of `RECIPES`
     dataset: Dataset,
@@ -381,6 +381,15 @@ def finished_mark(
     content = json.loads(metrics.read_text(encoding="utf-8"))
     return content.get("fingerprint") if card.is_file() or not content.get("saved", True) else None
 
+
+def is_finished(
+    name: str,  # a key of `RECIPES`
+    dataset: Dataset,
+    options: TrainingOptions,
+) -> bool:
+    "Is there nothing to train?"
+    return not options.force and fingerprint(name, dataset, options) == finished_mark(options.saved_name(name))
+
 # %% ../nbs/11_training.ipynb #b27a5dc7
 UP_TO_DATE = "up to date (--force trains it again)"
 
@@ -398,15 +407,14 @@ def train_and_save(
     saved = options.saved_name(name)
     check_replaceable(saved, dataset)
     part, protocols = dataset_of_genres(dataset, options.genres)
-    mark = fingerprint(name, dataset, options)
-    if mark == finished_mark(saved) and not options.force:
+    if is_finished(name, dataset, options):
         return UP_TO_DATE
     set_seeds()
     trained = (train_ensemble if RECIPES[name].members else train_classifier)(name, part, options)
-    results = write_model(name, trained, part, protocols, options, mark)
+    results = write_model(name, trained, part, protocols, options, fingerprint(name, dataset, options))
     return describe_results(results)
 
-
+# %% ../nbs/11_training.ipynb #befa03a0
 def write_model(
     name: str,  # a key of `RECIPES`
     trained: Trained,
@@ -436,7 +444,8 @@ def write_model(
         results["milliseconds"] = round(milliseconds_each(stored, dataset.test["description"].tolist()), 2)
         card = json.dumps(model_card(name, options, trained.rows, dataset, results), indent=2, ensure_ascii=False)
         (folder / "card.json").write_text(card + "\n", encoding="utf-8")
-        results["megabytes"] = round(sum(path.stat().st_size for path in folder.iterdir()) / 1e6, 2)
+        folders = [folder, *(find_folder("models", member["model"]) for member in trained.members)]
+        results["megabytes"] = round(sum(path.stat().st_size for place in folders for path in place.iterdir()) / 1e6, 2)
     write_metrics(saved, results)
     return results
 
@@ -464,17 +473,27 @@ def train_models(
         for name in bar:
             saved = options.saved_name(name)
             bar.set_description(saved)
-            expected, left = expected_seconds(saved), math.inf if minutes is None else 60 * minutes - (time.monotonic() - started)
-            if expected > left or left <= 0:
+            left = math.inf if minutes is None else 60 * minutes - (time.monotonic() - started)
+            expected = expected_seconds(saved)
+            if (expected > left or left <= 0) and not is_finished(name, dataset, options):
                 line = f"skipped: it takes about {expected / 60:.0f} min, and {max(left, 0) / 60:.0f} min are left"
             else:
                 line = train_and_record(name, dataset, options)
-            failed += [name] * line.startswith(FAILED)
+            if line.startswith(FAILED):
+                failed.append(name)
             bar.clear()
             report(f"{saved}: {line}")
     return failed
 
 
+def expected_seconds(
+    saved: str,  # name of a model
+) -> float:  # 0 if it was never trained
+    "How long a model took to train when it was trained last."
+    found = find_folder("metrics", f"{saved}.json")
+    return 0.0 if found is None else float(json.loads(found.read_text(encoding="utf-8")).get("training_seconds", 0.0))
+
+# %% ../nbs/11_training.ipynb #4bcdd8d1
 FAILED = "failed: "
 
 
@@ -496,14 +515,6 @@ def train_and_record(
     return line
 
 
-def expected_seconds(
-    saved: str,  # name of a model
-) -> float:  # 0 if it was never trained
-    "How long a model took to train when it was trained last."
-    found = find_folder("metrics", f"{saved}.json")
-    return 0.0 if found is None else float(json.loads(found.read_text(encoding="utf-8")).get("training_seconds", 0.0))
-
-
 def add_to_manifest(
     saved: str,  # name of a model
     name: str,  # its recipe
@@ -520,7 +531,7 @@ def add_to_manifest(
                      "hardware": hardware(), "versions": versions(RECIPES[name].packages), "data": sources}
     write_json({"models": dict(sorted(models.items()))}, path)
 
-
+# %% ../nbs/11_training.ipynb #b06fbd82
 def write_leaderboard() -> None:
     "Write metrics/leaderboard.csv and leaderboard.md: every model and protocol."
     from pandas import concat

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from genre_nb.onnx_model import load_stored
+
 pytest.importorskip("torch")
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "genre_nb"
@@ -100,6 +102,13 @@ def test_what_is_finished_is_not_trained_again(home):
     assert "up to date" not in train(home, "linear_svm", "--quick", "--balance", "class_weight").stdout
 
 
+def test_a_time_budget_does_not_hide_what_is_finished(tmp_path):
+    assert train(tmp_path, "naive_bayes").returncode == 0
+    metrics = tmp_path / "metrics" / "naive_bayes.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"training_seconds": 3600.0}))
+    assert "naive_bayes: up to date" in train(tmp_path, "naive_bayes", "--time-budget", "5").stdout
+
+
 def test_a_time_budget_leaves_out_what_takes_longer(tmp_path):
     assert train(tmp_path, "naive_bayes").returncode == 0
     metrics = tmp_path / "metrics" / "naive_bayes.json"
@@ -123,9 +132,11 @@ def test_a_killed_run_leaves_whole_models_only_and_goes_on(tmp_path):
     time.sleep(0.3)
     running.send_signal(signal.SIGKILL)
     running.communicate(timeout=PATIENCE)
-    for name, card in cards(tmp_path).items():
-        assert card["model"] == name or name.startswith(".")
-    assert "naive_bayes" in cards(tmp_path)
+    left = [folder for folder in (tmp_path / "models").iterdir() if not folder.name.startswith(".")]
+    assert "naive_bayes" in {folder.name for folder in left}
+    for folder in left:  # each is whole: it has a card and answers
+        storage = json.loads((folder / "card.json").read_text())["format"]
+        assert load_stored(folder, storage).predict_proba(["A sheriff rides into town."]).shape == (1, 27)
     again = train(tmp_path, "naive_bayes", "linear_svm", "random_forest", "logistic_regression")
     assert again.returncode == 0 and "naive_bayes: up to date" in again.stdout
     assert {"naive_bayes", "linear_svm", "logistic_regression"} <= set(cards(tmp_path))
