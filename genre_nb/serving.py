@@ -1390,7 +1390,8 @@ def connect_demo(
 ) -> None:
     "Connect the page's events with `shown`."
     description, model, button, examples, result_panel, words_panel = parts
-    own = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    own = {"queue": False, "api_visibility": "private", "show_progress": "hidden",
+           "trigger_mode": "always_last"}  # a click while an answer is on its way counts
     panels = [result_panel, words_panel]
 
     def classify_typed(text: str, name: str) -> tuple[str, str]:

@@ -135,6 +135,22 @@ def test_examples_and_other_genres(open_page):
     assert page.locator('.g-bar[aria-pressed="true"]').count() == 1
 
 
+SLOW = """() => {
+  const direct = window.fetch
+  window.fetch = async (...call) => { await new Promise(done => setTimeout(done, 700)); return direct(...call) }
+}"""
+
+
+def test_a_click_while_an_answer_is_on_its_way_is_not_lost(open_page):
+    page = open_page()
+    page.evaluate(SLOW)
+    page.locator("#g-description textarea").fill(PLOTS["horror"])
+    page.locator("#g-classify").click()
+    page.wait_for_timeout(100)  # the answer needs seven times as long
+    classify(page, PLOTS["documentary"])
+    assert page.locator(".g-verdict").inner_text().startswith("Documentary")
+
+
 def test_keyboard_is_enough(open_page):
     page = open_page()
     box = page.locator("#g-description textarea")
