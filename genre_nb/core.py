@@ -134,13 +134,18 @@ def metrics_directory() -> Path:  # not necessarily existing
 # %% ../nbs/00_core.ipynb #4738be2e
 def find_folder(
     kind: str,  # "models" or "metrics"
-    name: str,  # a file or folder in it, e.g. "linear_svm"
+    name: str,  # a file or folder in it, e.g. "linear_svm"; a name that leads out of it is a ValueError
 ) -> Path | None:  # the first that exists, or None
     "A saved model or metrics file: the user's own first, then the packaged one."
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name!r} is not the name of something in {kind}/")
     for directory in (home_directory() / kind, resource_directory(kind)):
         if (directory / name).exists():
             return directory / name
     return None
+
+# %% ../nbs/00_core.ipynb #7e74a3c8
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # %% ../nbs/00_core.ipynb #818be065
 @contextmanager

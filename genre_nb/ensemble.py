@@ -6,6 +6,7 @@
 __all__ = ['Words', 'average_probabilities', 'merge_words', 'Ensemble']
 
 # %% ../nbs/06a_ensemble.ipynb #a459d11c
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,13 @@ class Ensemble:
     def __init__(
         self,
         members: Mapping[str, Any],  # name -> saved model; all with the same genres, or a ValueError
-        weights: Mapping[str, float],  # name -> weight; for the same names
-        temperature: float = 1.0,
+        weights: Mapping[str, float],  # name -> weight, a positive number; for the same names
+        temperature: float = 1.0,  # a positive number
     ):
         if set(members) != set(weights) or not members:
             raise ValueError(f"an ensemble needs a weight for each member: {', '.join(members)} have {dict(weights)}")
+        if not all(0 < number < math.inf for number in (*weights.values(), temperature)):
+            raise ValueError(f"weights and temperature of an ensemble must be positive numbers, not {dict(weights)} and {temperature}")
         self.members, self.weights, self.temperature_ = dict(members), [weights[name] for name in members], temperature
         self.classes_ = next(iter(members.values())).classes_
         for name, member in members.items():

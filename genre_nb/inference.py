@@ -110,11 +110,19 @@ def available_models() -> list[str]:  # names, the default one first
 def read_card(
     name: str,  # a member of `available_models()`
 ) -> dict[str, Any]:
-    "The card of a saved model; an unknown name raises ValueError that lists the known ones."
+    "The card of a saved model; ValueError for an unknown name (it lists the known ones) and for a card that can't be used."
     known = available_models()
     if name not in known:
         raise ValueError(f"no saved model named {name!r}; there are: {', '.join(known) or 'none'}")
-    return json.loads((find_folder("models", name) / "card.json").read_text(encoding="utf-8"))
+    path = find_folder("models", f"{name}/card.json")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        told = {key: card[key] for key in ("model", "version", "format")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the card of a model: {error!r}") from None
+    if told["model"] != name or not all(isinstance(value, str) for value in told.values()):
+        raise ValueError(f"{path} must name the model {name!r} of its folder, a version and a format, not {told}")
+    return card
 
 # %% ../nbs/12_inference.ipynb #fe07de73
 MINIMUM_WORDS = 8  # a shorter description gets a warning

@@ -745,7 +745,10 @@ def load(
     path = Path(folder) / MODEL_FILE
     if not path.is_file():
         raise FileNotFoundError(f"No {MODEL_FILE} in {folder}.")
-    return skops_files().load(path, trusted=[*TRUSTED, *trusted])
+    classifier = skops_files().load(path, trusted=[*TRUSTED, *trusted])
+    if not isinstance(classifier, TfidfClassifier):
+        raise ValueError(f"{path} holds a {type(classifier).__name__}, not a TfidfClassifier")
+    return classifier
 
 # %% ../nbs/07_tfidf.ipynb #d667d73e
 def write_study(

@@ -42,7 +42,7 @@ from genre_nb.evaluation import (
     evaluate, fit_temperature, format_score, leaderboard, leaderboard_markdown, log_scores, write_json, write_metrics,
 )
 from .language import identify_languages
-from .onnx_model import load_stored
+from .onnx_model import load_stored, write_checksums
 from genre_nb.tfidf import (
     SOURCE_WEIGHTS, CrossValidation, complement_naive_bayes, linear_svm, logistic_regression, naive_bayes, random_forest,
     without_near_duplicates,
@@ -449,6 +449,7 @@ def write_model(
     with atomic_path(models_directory() / saved) as folder:
         folder.mkdir(parents=True)
         classifier.save(folder)
+        write_checksums(folder)
         stored = classifier if trained.members else load_stored(folder, classifier.storage)
         results["protocols"] = evaluate_on_test(stored, dataset, protocols)
         results["milliseconds"] = round(milliseconds_each(stored, dataset.test["description"].tolist()), 2)

@@ -1,4 +1,4 @@
-"""Servers for the tests: one in this process, one as a process of its own. Nothing uses a fixed port or the network."""
+"""The files of the project; servers for the tests: one in this process, one as a process of its own. Nothing uses a fixed port or the network."""
 import os
 import re
 import signal
@@ -7,11 +7,30 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from genre_nb.core import checkout_directory
+
 PROGRAM = [sys.executable, "-c", "import sys; from genre_nb.command_line import main; sys.exit(main(sys.argv[1:]))"]
 START_SECONDS = 60
+ROOT = checkout_directory()
+
+
+def project_files() -> list[Path]:
+    "The files that git tracks; of a checkout without git, those that are not ignored."
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode == 0 and listed.stdout:
+        return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    folders = (".ci", "data/sample", "docs", "genre_nb", "metrics", "models", "nbs", "tests")
+    found = [*ROOT.glob("*"), ROOT / "data" / "README.md", *(path for name in folders for path in (ROOT / name).rglob("*"))]
+    return [path for path in found if path.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)]
 
 
 @dataclass

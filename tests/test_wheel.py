@@ -1,6 +1,7 @@
 """The wheel, with no extra, in a clean environment away from the checkout, predicts; an editable install works, too."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution, distributions
@@ -15,29 +17,14 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, project_files
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from genre_nb import __version__
-from genre_nb.core import checkout_directory, find_folder, resource_directory
+from genre_nb.core import find_folder, resource_directory
 
-ROOT = checkout_directory()
 pytestmark = pytest.mark.skipif(ROOT is None, reason="wheels are built from a checkout")
-SOURCES = (
-    "settings.ini",
-    "setup.py",
-    "README.md",
-    "LICENSE",
-    "constraints.txt",
-    "genre_nb",
-    "models",
-    "metrics",
-    "data/sample",
-    "data/README.md",
-    "nbs",
-    "tests",
-    "Makefile",
-)
 ABSENT = (
     "pandas",
     "torch",
@@ -89,30 +76,33 @@ def run(*command: str | Path, folder: Path, **changes: str) -> subprocess.Comple
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    "Built offline from a copy, so that nothing is written in the checkout and nothing ignored by git gets in."
-    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.part")
-            )
-        else:
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, source / name)
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        output,
-        source,
-        folder=output,
-    )
-    return next(output.glob("*.whl"))
+def source(tmp_path_factory) -> Path:
+    "A copy of the project, so that nothing is written in the checkout and nothing ignored by git gets in."
+    source = tmp_path_factory.mktemp("source")
+    for path in project_files():
+        (source / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, source / path.relative_to(ROOT))
+    cache = source / "models" / "__pycache__"  # what importing leaves behind in a checkout; it must not travel
+    cache.mkdir()
+    (cache / "left.cpython-311.pyc").write_bytes(b"")
+    return source
+
+
+def build(kind: str, source: Path, output: Path) -> Path:
+    "Build a \"wheel\" or an \"sdist\" offline, by the interface that pip and build call."
+    program = f"from setuptools import build_meta; build_meta.build_{kind}({str(output)!r})"
+    run(sys.executable, "-c", program, folder=source)
+    return next(output.iterdir())
+
+
+@pytest.fixture(scope="module")
+def source_distribution(source, tmp_path_factory) -> Path:
+    return build("sdist", source, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory) -> Path:
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +155,13 @@ def test_the_wheel_holds_no_notebooks_no_tests_and_no_rows_but_the_sample(conten
     }
 
 
+def test_the_wheel_says_that_it_is_typed_and_carries_its_licences(contents, metadata):
+    information = f"genre_nb-{__version__}.dist-info"
+    assert {"genre_nb/py.typed", f"{information}/licenses/LICENSE", f"{information}/licenses/NOTICE"} <= contents
+    assert "genre_nb/resources/models/LICENSES.md" in contents
+    assert "License-Expression: Apache-2.0" in metadata and "Classifier: Typing :: Typed" in metadata
+
+
 def test_the_wheel_is_small_enough_to_be_a_package(wheel):
     "15 MB is the limit of the shipped model; the rest of the package is small beside it."
     assert wheel.stat().st_size < 60e6
@@ -195,6 +192,59 @@ def test_the_readme_travels_as_the_long_description(metadata):
     assert "Description-Content-Type: text/markdown" in metadata
     title = (ROOT / "README.md").read_text(encoding="utf-8").strip().splitlines()[0]
     assert title in metadata
+
+
+def test_the_long_description_links_to_nothing_beside_it(metadata):
+    "On a package index there is no nbs/images/."
+    targets = re.findall(r"\]\(([^)]*)\)", "\n".join(metadata))
+    assert targets and all(target.startswith(("https://", "http://", "#")) for target in targets)
+
+
+def test_python_versions_are_told_once(metadata):
+    settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    tried = re.search(r"^tried_pythons = (.*)$", settings, flags=re.M)[1].split()
+    told = [line.rpartition(" ")[2] for line in metadata if re.match(r"Classifier: Programming Language :: Python :: 3\.", line)]
+    assert told == tried and f"min_python = {tried[0]}\n" in settings
+
+
+def test_constraints_fit_the_requirements_of_every_extra(metadata):
+    "Else `make demo` or `make test` would find no version to install."
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+    for line in (line.removeprefix("Requires-Dist: ") for line in metadata if line.startswith("Requires-Dist: ")):
+        requirement = Requirement(line)
+        pinned = pins.get(canonicalize_name(requirement.name))
+        assert pinned is None or requirement.specifier.contains(pinned), f"{requirement} but constraints.txt has {pinned}"
+
+
+# ---- the source distribution ----
+
+
+def names_in(archive: Path) -> set[str]:
+    "The files of a source distribution, without its top folder."
+    with tarfile.open(archive) as opened:
+        return {member.name.partition("/")[2] for member in opened.getmembers() if member.isfile()}
+
+
+def test_the_source_distribution_holds_the_whole_project_and_nothing_else(source, source_distribution):
+    ours = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    ours = {name for name in ours if not name.endswith(".pyc") and not name.startswith(("genre_nb.egg-info/", "build/"))}
+    written = {name for name in names_in(source_distribution) if name.startswith("genre_nb.egg-info/")} | {"PKG-INFO"}
+    assert names_in(source_distribution) == ours | written
+
+
+def test_a_wheel_from_the_source_distribution_is_the_same(wheel, source_distribution, tmp_path):
+    "Who builds from the archive gets what we built from the checkout, byte for byte."
+    with tarfile.open(source_distribution) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    again = build("wheel", next((tmp_path / "unpacked").iterdir()), tmp_path / "wheel")
+    assert contents_of(again) == contents_of(wheel)
+
+
+def contents_of(wheel: Path) -> dict[str, str]:
+    "The checksum of each file."
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
 
 
 # ---- a clean environment ----
@@ -297,6 +347,10 @@ def test_the_clean_environment_is_clean(python):
     assert str(ROOT) not in python("import sys, genre_nb; print(genre_nb.__file__, sys.path)")
 
 
+def test_nothing_the_wheel_needs_is_missing(clean):
+    run(sys.executable, "-m", "pip", "--python", clean / "bin" / "python", "check", folder=clean)
+
+
 def test_three_lines_predict(python):
     lines = [
         "from genre_nb.inference import load_classifier",
@@ -322,6 +376,8 @@ print(json.dumps({{
     "word": max(prediction.explanation, key=lambda word: word.contribution).word,
     "warnings": [warning.code for warning in classifier.classify({FRENCH!r}).warnings],
     "models": available_models(),
+    "explained": {{name: bool(load_classifier(name).classify({PLOTS["western"]!r}, explain=True).explanation)
+                  for name in available_models()}},
     "checkout": checkout_directory(),
     "resources": [str(resource_directory(name)) for name in ("models", "metrics", "sample")],
     "places": [str(getattr(core, f"{{name}}_directory")()) for name in "home data models metrics processed".split()],
@@ -338,6 +394,10 @@ print(json.dumps({{
 def test_explanations_and_warnings_need_no_extra_either(session):
     assert session["genre"] == "western" and session["word"] in PLOTS["western"]
     assert session["warnings"] == ["not_english"]
+
+
+def test_every_model_predicts_and_explains_without_an_extra(session):
+    assert session["explained"] == dict.fromkeys(session["models"], True)
 
 
 def test_resources_are_inside_the_installed_package(session, clean):
