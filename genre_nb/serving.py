@@ -7,18 +7,19 @@ __all__ = ['MAXIMUM_DESCRIPTIONS', 'MAXIMUM_CHARACTERS', 'MAXIMUM_BODY', 'BODY_S
            'EXAMPLE_DESCRIPTION', 'LOGGER', 'Description', 'WHAT_IS_WRONG', 'WHAT_TO_SEND', 'BODY_EXAMPLE',
            'LOOPBACK_NAMES', 'SECURITY_HEADERS', 'REFUSALS', 'ICON', 'API_DESCRIPTION', 'METHODS', 'SHOWN_BARS',
            'PLAIN_BELOW', 'EXAMPLES', 'HEADER', 'PAGE_STYLE', 'RESULT_STYLE', 'WORDS_STYLE', 'EXAMPLE_SCRIPT',
-           'BAR_SCRIPT', 'PAGE_SCRIPT', 'STOP_SECONDS', 'ApiError', 'quoted', 'usable_cards', 'Models',
-           'load_or_refuse', 'WorkQueue', 'answer_of', 'Metrics', 'Service', 'whole_number', 'PredictRequest',
-           'GenreProbability', 'WarningAnswer', 'WordAnswer', 'PredictionAnswer', 'PredictAnswer', 'prediction_answer',
-           'FieldProblem', 'Problem', 'json_kind', 'field_name', 'field_problem', 'problem_response',
-           'add_error_handlers', 'host_name', 'header_of', 'read_body', 'RequestGuard', 'replay', 'request_id_of',
-           'RequestRecord', 'log_failure', 'add_prediction_routes', 'ProbabilitiesAnswer', 'add_reference_route',
-           'GenresAnswer', 'ModelAnswer', 'ModelsAnswer', 'HealthAnswer', 'add_information_routes',
-           'add_documentation_routes', 'add_other_methods', 'refuse_method', 'safe', 'verdict_html', 'percent',
-           'bar_html', 'bars_html', 'warnings_html', 'notice_html', 'highlighted_html', 'strongest_html', 'words_html',
-           'shown', 'explained_html', 'result_html', 'examples_html', 'card_facts', 'footer_html', 'build_demo',
-           'connect_demo', 'client_endpoint', 'mount_demo', 'document_models', 'create_app', 'PortInUse', 'listen',
-           'listen_error', 'web_server', 'is_loopback', 'Server', 'describe', 'launch', 'serve', 'log_to']
+           'BAR_SCRIPT', 'PAGE_SCRIPT', 'HEAD_SECONDS', 'LAST_REQUEST_SECONDS', 'STOP_SECONDS', 'OPEN_FILES',
+           'ApiError', 'quoted', 'usable_cards', 'Models', 'load_or_refuse', 'WorkQueue', 'answer_of', 'Metrics',
+           'Service', 'whole_number', 'PredictRequest', 'GenreProbability', 'WarningAnswer', 'WordAnswer',
+           'PredictionAnswer', 'PredictAnswer', 'prediction_answer', 'FieldProblem', 'Problem', 'json_kind',
+           'field_name', 'field_problem', 'problem_response', 'add_error_handlers', 'host_name', 'header_of',
+           'read_body', 'RequestGuard', 'replay', 'request_id_of', 'RequestRecord', 'log_failure',
+           'add_prediction_routes', 'ProbabilitiesAnswer', 'add_reference_route', 'GenresAnswer', 'ModelAnswer',
+           'ModelsAnswer', 'HealthAnswer', 'add_information_routes', 'add_documentation_routes', 'add_other_methods',
+           'refuse_method', 'safe', 'verdict_html', 'percent', 'bar_html', 'bars_html', 'warnings_html', 'notice_html',
+           'highlighted_html', 'strongest_html', 'words_html', 'shown', 'explained_html', 'result_html',
+           'examples_html', 'card_facts', 'footer_html', 'build_demo', 'connect_demo', 'client_endpoint', 'mount_demo',
+           'document_models', 'create_app', 'PortInUse', 'listen', 'listen_error', 'PatientProtocol', 'web_server',
+           'is_loopback', 'Server', 'describe', 'launch', 'allow_open_files', 'serve', 'log_to']
 
 # %% ../nbs/15_serving.ipynb #d874310e
 from .core import GENRES, require
@@ -42,6 +43,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from ipaddress import ip_address
@@ -58,6 +60,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import __version__
 from genre_nb.inference import (
@@ -637,8 +640,9 @@ class RequestRecord:
         metrics: Metrics,
         routes: Sequence[str],  # paths counted by name; all others are "demo" or "other"
         rest: str = "other",
+        stopping: Callable[[], bool] = lambda: False,  # is this the last answer of its connection?
     ):
-        self.app, self.metrics, self.routes, self.rest = app, metrics, frozenset(routes), rest
+        self.app, self.metrics, self.routes, self.rest, self.stopping = app, metrics, frozenset(routes), rest, stopping
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -652,7 +656,8 @@ class RequestRecord:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = message | {"headers": [*message.get("headers", []), *headers]}
+                last = [(b"connection", b"close")] if self.stopping() else []
+                message = message | {"headers": [*message.get("headers", []), *headers, *last]}
             await send(message)
 
         try:
@@ -1511,7 +1516,8 @@ def create_app(
     # No origin is allowed. Naming the middleware also keeps Gradio from adding headers of its own.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(RequestGuard, allowed_hosts=allowed_hosts)
-    app.add_middleware(RequestRecord, metrics=service.metrics, routes=named, rest="demo" if demo else "other")
+    app.add_middleware(RequestRecord, metrics=service.metrics, routes=named, rest="demo" if demo else "other",
+                       stopping=lambda: service.stopping)
     document_models(app, list(service.models.cards))
     return app
 
@@ -1559,9 +1565,55 @@ def listen_error(
         return OSError(f"{host} is not an address of this computer")
     return OSError(f"can't listen on {host} port {port}: {error.strerror}")
 
+# %% ../nbs/15_serving.ipynb #797334cc
+HEAD_SECONDS = 20.0  # for the first lines of a request to arrive, from the connection or the last answer on
+
+
+class PatientProtocol(H11Protocol):
+    "HTTP as uvicorn speaks it, with an end to the patience for requests that do not come."
+
+    seconds = HEAD_SECONDS
+    patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        "The clock starts."
+        super().connection_made(transport)
+        self.watch()
+
+    def data_received(self, data: bytes) -> None:
+        "A whole request stops the clock, a part of one does not."
+        super().data_received(data)
+        self.watch()
+
+    def on_response_complete(self) -> None:
+        "It starts again."
+        super().on_response_complete()
+        self.watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        "It stops for good."
+        super().connection_lost(exc)
+        self.stop_clock()
+
+    def watch(self) -> None:
+        "Start or stop the clock."
+        if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
+            self.stop_clock()
+        elif self.patience is None:
+            self.patience = self.loop.call_later(self.seconds, self.timeout_keep_alive_handler)
+
+    def stop_clock(self) -> None:
+        "No end of patience."
+        if self.patience is not None:
+            self.patience.cancel()
+        self.patience = None
+
 # %% ../nbs/15_serving.ipynb #7f6e5247
+LAST_REQUEST_SECONDS = 1.0  # for a request that is on its way when the server stops
+
+
 class _WebServer(uvicorn.Server):
-    "uvicorn, telling when it is ready and ending endless answers when it stops."
+    "uvicorn, telling when it is ready and stopping without cutting anybody off."
 
     def __init__(self, config: uvicorn.Config):
         super().__init__(config)
@@ -1575,12 +1627,31 @@ class _WebServer(uvicorn.Server):
         self.ready.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        "Finish the requests in flight, then stop."
-        self.config.app.state.service.stopping = True
+        "Take who is waiting, close the port, answer everybody a last time, then stop."
+        self.config.app.state.service.stopping = True  # from here on, answers say that they are the last
         for route in self.config.app.routes:
             if stop_event := getattr(getattr(route, "app", None), "stop_event", None):
                 stop_event.set()
+        await self.close_port(sockets or [])
+        end = time.monotonic() + LAST_REQUEST_SECONDS
+        while self.server_state.connections and time.monotonic() < end:
+            await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+
+    async def close_port(self, sockets: Sequence[socket.socket]) -> None:
+        "Refuse new connections, but take those that the operating system has let in."
+        listeners, waiting = [one.dup() for one in sockets], []
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            with listener, suppress(OSError):  # BlockingIOError: nobody else is waiting
+                listener.setblocking(False)
+                while True:
+                    waiting.append(listener.accept()[0])
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            protocol = PatientProtocol(self.config, self.server_state, self.lifespan.state)
+            await loop.connect_accepted_socket(lambda protocol=protocol: protocol, connection)
 
 # %% ../nbs/15_serving.ipynb #606aedcf
 STOP_SECONDS = 25  # for answers in flight when the server stops; Kubernetes kills after 30
@@ -1593,8 +1664,9 @@ def web_server(
     return _WebServer(
         uvicorn.Config(
             app,
-            http="h11",
+            http=PatientProtocol,
             ws="none",
+            loop="asyncio",
             lifespan="on",
             log_config=None,
             log_level="warning",
@@ -1686,6 +1758,23 @@ def launch(
     "Start demo and API beside a notebook or program; returns when they answer. A busy port raises PortInUse."
     return Server(port, host, demo, classifiers).start()
 
+# %% ../nbs/15_serving.ipynb #91334637
+OPEN_FILES = 8192
+
+
+def allow_open_files(
+    wanted: int = OPEN_FILES,  # connections and files at a time; less where the system allows no more
+) -> None:
+    "Raise this process's limit of open files; Windows has none."
+    if os.name != "posix":
+        return
+    from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    limit = wanted if hard < 0 else min(wanted, hard)  # below 0: infinity
+    if 0 <= soft < limit:
+        setrlimit(RLIMIT_NOFILE, (limit, hard))
+
 # %% ../nbs/15_serving.ipynb #e229302e
 def serve(
     host: str = "127.0.0.1",  # reachable from this computer only
@@ -1694,6 +1783,7 @@ def serve(
 ) -> int:  # exit code: 0 stopped when asked to, 1 could not start
     "Run demo and API until Ctrl-C or SIGTERM; for the command line."
     log_to(sys.stderr)
+    allow_open_files()
     try:
         server = Server(port, host, demo)
     except (OSError, ValueError, ModuleNotFoundError) as error:
