@@ -1549,10 +1549,10 @@ def listen(
     if not 0 <= port <= 65_535:
         raise ValueError(f"port {port} does not exist; take one from 1 to 65535")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError:
         raise OSError(f"{host} is not an address or name of this computer") from None
-    listener = socket.socket(family, kind)
+    listener = socket.socket(family, kind, protocol)  # named, or asyncio leaves TCP's delay of 40 ms between head and body
     if os.name == "posix":
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port of a server just stopped is free
     try:

@@ -8,22 +8,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import httpx
 import pytest
+from load import read_answer
 
+TESTS = Path(__file__).parent
 WESTERN = "A lone gunslinger rides into a dusty frontier town to settle an old score with the sheriff and his ranch hands."
 BODY = json.dumps({"descriptions": [WESTERN]}).encode()
 HEAD = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n".encode()
 REQUEST = HEAD + b"\r\n" + BODY
-
-
-async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    "Status, headers and the whole body of the next answer; a cut one raises IncompleteReadError."
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
-    body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return int(head[0].split()[1]), headers, body
 
 
 async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -68,3 +63,20 @@ def test_stop_under_load_loses_no_request(start_server):
     assert server.process.wait(30) == 0, "".join(server.lines)
     assert set(outcomes) <= {200, 503, "refused"} and outcomes["refused"] == 24, outcomes
     assert "Traceback" not in "".join(server.lines)
+
+
+def test_the_tool_that_measures_the_server(tmp_path):
+    "A short run of tests/load.py: every request is answered, and the report says what the tool promises."
+    report = tmp_path / "serving.json"
+    for model in ("linear_svm", "small_bert"):
+        done = subprocess.run([sys.executable, str(TESTS / "load.py"), "--seconds", "2", "--clients", "4", "--requests", "8", "--warm-up", "2",
+                               "--stalled", "20", "--no-demo", "--model", model, "--output", str(report)],
+                              capture_output=True, text=True, timeout=120, cwd=TESTS.parent)
+        assert done.returncode == 0, done.stdout + done.stderr
+    reports = json.loads(report.read_text())
+    assert list(reports) == ["linear_svm", "small_bert"] and reports["small_bert"] == json.loads(done.stdout)
+    for model, found in reports.items():
+        assert model in found["models"] and found["exit_code"] == 0 and found["training_libraries_loaded"] == []
+        assert found["one_client"]["statuses"] == {"200": 8} and found["beside_stalled_connections"]["statuses"] == {"200": 8}
+        assert set(found["load"]["statuses"]) == {"200"} and set(found["load"]["milliseconds"]) == {"p50", "p90", "p99"}
+        assert found["ready_seconds"] > 0 and found["memory_megabytes"]["largest"] >= found["memory_megabytes"]["load_end"]
