@@ -7,8 +7,9 @@ __all__ = ['OUTPUT_FORMATS', 'description_column', 'added_fields', 'record_write
            'predict_records', 'run_predict_job', 'open_input', 'output_format_of', 'open_output', 'progress',
            'run_predict', 'say', 'run_explain', 'run_download', 'run_doctor', 'run_preprocess', 'report_rejected',
            'run_train', 'run_evaluate', 'run_serve', 'run_benchmark', 'build_parser', 'add_command',
-           'add_data_commands', 'balance_strategy', 'positive_number', 'genre_count', 'add_model_commands',
-           'add_predict', 'add_explain', 'add_serve', 'add_benchmark', 'main', 'write_utf8', 'describe_error']
+           'add_data_commands', 'balance_strategy', 'positive_number', 'genre_count', 'worker_count',
+           'add_model_commands', 'add_predict', 'add_explain', 'add_serve', 'add_benchmark', 'main', 'write_utf8',
+           'describe_error']
 
 # %% ../nbs/14_command_line.ipynb #8cd959eb
 import argparse
@@ -324,9 +325,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def run_serve(arguments: argparse.Namespace) -> int:
     "The demo and the API."
+    if arguments.workers > 1 and not arguments.no_demo:
+        say("genre_nb: --workers needs --no-demo, because the demo keeps what its pages are doing in the memory of one process")
+        return 2
     from genre_nb.serving import serve
 
-    return serve(host=arguments.host, port=arguments.port, demo=not arguments.no_demo) or 0
+    return serve(arguments.host, arguments.port, not arguments.no_demo, arguments.workers)
 
 
 def run_benchmark(arguments: argparse.Namespace) -> int:
@@ -399,6 +403,13 @@ def genre_count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {len(GENRES)}")
     return int(text)
 
+
+def worker_count(text: str) -> int:
+    "An argument from 1 to 64."
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 64")
+    return int(text)
+
 # %% ../nbs/14_command_line.ipynb #04e2bffd
 def add_model_commands(commands: Any) -> None:
     "train, evaluate"
@@ -446,6 +457,7 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this computer only")
     serve.add_argument("--port", type=int, default=5000, help="default: 5000; 0 takes a free one")
     serve.add_argument("--no-demo", action="store_true", help="the API alone")
+    serve.add_argument("--workers", type=worker_count, default=1, metavar="N", help="processes that share the port; more than one only with --no-demo (default: 1)")
 
 
 def add_benchmark(commands: Any) -> None:

@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['MAXIMUM_DESCRIPTIONS', 'MAXIMUM_CHARACTERS', 'MAXIMUM_BODY', 'BODY_SECONDS', 'ANSWER_SECONDS', 'QUEUE_LIMIT',
-           'EXAMPLE_DESCRIPTION', 'LOGGER', 'Description', 'WHAT_IS_WRONG', 'WHAT_TO_SEND', 'BODY_EXAMPLE',
-           'LOOPBACK_NAMES', 'SECURITY_HEADERS', 'REFUSALS', 'ICON', 'API_DESCRIPTION', 'METHODS', 'SHOWN_BARS',
-           'PLAIN_BELOW', 'EXAMPLES', 'HEADER', 'PAGE_STYLE', 'RESULT_STYLE', 'WORDS_STYLE', 'EXAMPLE_SCRIPT',
-           'BAR_SCRIPT', 'PAGE_SCRIPT', 'STOP_SECONDS', 'ApiError', 'quoted', 'usable_cards', 'Models',
-           'load_or_refuse', 'WorkQueue', 'answer_of', 'Metrics', 'Service', 'whole_number', 'PredictRequest',
-           'GenreProbability', 'WarningAnswer', 'WordAnswer', 'PredictionAnswer', 'PredictAnswer', 'prediction_answer',
-           'FieldProblem', 'Problem', 'json_kind', 'field_name', 'field_problem', 'problem_response',
-           'add_error_handlers', 'host_name', 'header_of', 'read_body', 'RequestGuard', 'replay', 'request_id_of',
-           'RequestRecord', 'log_failure', 'add_prediction_routes', 'ProbabilitiesAnswer', 'add_reference_route',
-           'GenresAnswer', 'ModelAnswer', 'ModelsAnswer', 'HealthAnswer', 'add_information_routes',
-           'add_documentation_routes', 'add_other_methods', 'refuse_method', 'safe', 'verdict_html', 'percent',
-           'bar_html', 'bars_html', 'warnings_html', 'notice_html', 'highlighted_html', 'strongest_html', 'words_html',
-           'shown', 'explained_html', 'result_html', 'examples_html', 'card_facts', 'footer_html', 'build_demo',
-           'connect_demo', 'client_endpoint', 'mount_demo', 'document_models', 'create_app', 'PortInUse', 'listen',
-           'listen_error', 'web_server', 'is_loopback', 'Server', 'describe', 'launch', 'serve', 'log_to']
+           'EXAMPLE_DESCRIPTION', 'LOGGER', 'SHARED_METRICS', 'Description', 'WHAT_IS_WRONG', 'WHAT_TO_SEND',
+           'BODY_EXAMPLE', 'LOOPBACK_NAMES', 'SECURITY_HEADERS', 'REFUSALS', 'ICON', 'API_DESCRIPTION', 'METHODS',
+           'SHOWN_BARS', 'PLAIN_BELOW', 'EXAMPLES', 'HEADER', 'PAGE_STYLE', 'RESULT_STYLE', 'WORDS_STYLE',
+           'EXAMPLE_SCRIPT', 'BAR_SCRIPT', 'PAGE_SCRIPT', 'HEAD_SECONDS', 'LAST_REQUEST_SECONDS', 'STOP_SECONDS',
+           'OPEN_FILES', 'PROCESSES', 'ApiError', 'quoted', 'usable_cards', 'Models', 'load_or_refuse', 'WorkQueue',
+           'answer_of', 'Metrics', 'Service', 'whole_number', 'PredictRequest', 'GenreProbability', 'WarningAnswer',
+           'WordAnswer', 'PredictionAnswer', 'PredictAnswer', 'prediction_answer', 'FieldProblem', 'Problem',
+           'json_kind', 'field_name', 'field_problem', 'problem_response', 'add_error_handlers', 'host_name',
+           'header_of', 'read_body', 'RequestGuard', 'replay', 'request_id_of', 'RequestRecord', 'log_failure',
+           'add_prediction_routes', 'ProbabilitiesAnswer', 'add_reference_route', 'GenresAnswer', 'ModelAnswer',
+           'ModelsAnswer', 'HealthAnswer', 'add_information_routes', 'add_documentation_routes', 'add_other_methods',
+           'refuse_method', 'safe', 'verdict_html', 'percent', 'bar_html', 'bars_html', 'warnings_html', 'notice_html',
+           'highlighted_html', 'strongest_html', 'words_html', 'shown', 'explained_html', 'result_html',
+           'examples_html', 'card_facts', 'footer_html', 'build_demo', 'connect_demo', 'client_endpoint', 'mount_demo',
+           'document_models', 'create_app', 'PortInUse', 'listen', 'listen_error', 'PatientProtocol', 'web_server',
+           'is_loopback', 'Server', 'describe', 'launch', 'allow_open_files', 'run_worker', 'follow_parent', 'Worker',
+           'Workers', 'serve', 'log_to']
 
 # %% ../nbs/15_serving.ipynb #d874310e
 from .core import GENRES, require
@@ -42,9 +44,13 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from ipaddress import ip_address
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -55,9 +61,11 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import __version__
 from genre_nb.inference import (
@@ -168,8 +176,9 @@ class WorkQueue:
         self,
         limit: int = QUEUE_LIMIT,  # calls waiting or running; one more is refused
         threads: int | None = None,  # None: one a processor
+        report: Callable[[int], None] = lambda pending: None,  # told how many are waiting or running
     ):
-        self.limit, self.pending, self.lock = limit, 0, threading.Lock()
+        self.limit, self.pending, self.lock, self.report = limit, 0, threading.Lock(), report
         self.executor = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="prediction")
 
     def submit(
@@ -184,6 +193,7 @@ class WorkQueue:
                     503, "the server is busy; send the request again in a second", headers={"Retry-After": "1"}
                 )
             self.pending += 1
+            self.report(self.pending)
         try:
             future = self.executor.submit(function, *arguments)
         except RuntimeError:  # the executor is shut down
@@ -195,6 +205,7 @@ class WorkQueue:
     def _done(self, future: Future | None) -> None:
         with self.lock:
             self.pending -= 1
+            self.report(self.pending)
 
 # %% ../nbs/15_serving.ipynb #1b44a43f
 async def answer_of(
@@ -209,6 +220,9 @@ async def answer_of(
                        headers={"Retry-After": "5"}) from None
 
 # %% ../nbs/15_serving.ipynb #52582915
+SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # names the folder in which prometheus_client adds up several processes
+
+
 class Metrics:
     "Counters of one app."
 
@@ -219,7 +233,7 @@ class Metrics:
         self.seconds = Histogram("request_seconds", "Time to answer", ["route"], **about,
                                  buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10))
         self.predictions = Counter("predictions", "Descriptions classified", ["model", "genre"], **about)
-        self.pending = Gauge("pending_requests", "Predictions waiting or being made", **about)
+        self.pending = Gauge("pending_requests", "Predictions waiting or being made", **about, multiprocess_mode="livesum")
 
     def count_predictions(
         self,
@@ -230,8 +244,12 @@ class Metrics:
             self.predictions.labels(prediction.model, prediction.genre).inc()
 
     def text(self) -> str:
-        "All of them, in Prometheus' text format."
-        return generate_latest(self.registry).decode("utf-8")
+        "All of them, in Prometheus' text format; where several processes serve a port, their sums."
+        registry = self.registry
+        if SHARED_METRICS in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        return generate_latest(registry).decode("utf-8")
 
 # %% ../nbs/15_serving.ipynb #d60712bb
 class Service:
@@ -242,8 +260,8 @@ class Service:
         classifiers: Mapping[str, Classifier] | None = None,  # None: the saved models at hand
         queue_limit: int = QUEUE_LIMIT,
     ):
-        self.models, self.queue, self.metrics = Models(classifiers), WorkQueue(queue_limit), Metrics()
-        self.metrics.pending.set_function(lambda: self.queue.pending)
+        self.models, self.metrics = Models(classifiers), Metrics()
+        self.queue = WorkQueue(queue_limit, report=self.metrics.pending.set)
         self.models.get().classify(EXAMPLE_DESCRIPTION)  # what loads at the first prediction, loads now
         self.started, self.stopping = time.monotonic(), False
 
@@ -637,8 +655,9 @@ class RequestRecord:
         metrics: Metrics,
         routes: Sequence[str],  # paths counted by name; all others are "demo" or "other"
         rest: str = "other",
+        stopping: Callable[[], bool] = lambda: False,  # is this the last answer of its connection?
     ):
-        self.app, self.metrics, self.routes, self.rest = app, metrics, frozenset(routes), rest
+        self.app, self.metrics, self.routes, self.rest, self.stopping = app, metrics, frozenset(routes), rest, stopping
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -652,7 +671,8 @@ class RequestRecord:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = message | {"headers": [*message.get("headers", []), *headers]}
+                last = [(b"connection", b"close")] if self.stopping() else []
+                message = message | {"headers": [*message.get("headers", []), *headers, *last]}
             await send(message)
 
         try:
@@ -1511,7 +1531,8 @@ def create_app(
     # No origin is allowed. Naming the middleware also keeps Gradio from adding headers of its own.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(RequestGuard, allowed_hosts=allowed_hosts)
-    app.add_middleware(RequestRecord, metrics=service.metrics, routes=named, rest="demo" if demo else "other")
+    app.add_middleware(RequestRecord, metrics=service.metrics, routes=named, rest="demo" if demo else "other",
+                       stopping=lambda: service.stopping)
     document_models(app, list(service.models.cards))
     return app
 
@@ -1528,10 +1549,10 @@ def listen(
     if not 0 <= port <= 65_535:
         raise ValueError(f"port {port} does not exist; take one from 1 to 65535")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError:
         raise OSError(f"{host} is not an address or name of this computer") from None
-    listener = socket.socket(family, kind)
+    listener = socket.socket(family, kind, protocol)  # named, or asyncio leaves TCP's delay of 40 ms between head and body
     if os.name == "posix":
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port of a server just stopped is free
     try:
@@ -1559,9 +1580,55 @@ def listen_error(
         return OSError(f"{host} is not an address of this computer")
     return OSError(f"can't listen on {host} port {port}: {error.strerror}")
 
+# %% ../nbs/15_serving.ipynb #797334cc
+HEAD_SECONDS = 20.0  # for the first lines of a request to arrive, from the connection or the last answer on
+
+
+class PatientProtocol(H11Protocol):
+    "HTTP as uvicorn speaks it, with an end to the patience for requests that do not come."
+
+    seconds = HEAD_SECONDS
+    patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        "The clock starts."
+        super().connection_made(transport)
+        self.watch()
+
+    def data_received(self, data: bytes) -> None:
+        "A whole request stops the clock, a part of one does not."
+        super().data_received(data)
+        self.watch()
+
+    def on_response_complete(self) -> None:
+        "It starts again."
+        super().on_response_complete()
+        self.watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        "It stops for good."
+        super().connection_lost(exc)
+        self.stop_clock()
+
+    def watch(self) -> None:
+        "Start or stop the clock."
+        if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
+            self.stop_clock()
+        elif self.patience is None:
+            self.patience = self.loop.call_later(self.seconds, self.timeout_keep_alive_handler)
+
+    def stop_clock(self) -> None:
+        "No end of patience."
+        if self.patience is not None:
+            self.patience.cancel()
+        self.patience = None
+
 # %% ../nbs/15_serving.ipynb #7f6e5247
+LAST_REQUEST_SECONDS = 1.0  # for a request that is on its way when the server stops
+
+
 class _WebServer(uvicorn.Server):
-    "uvicorn, telling when it is ready and ending endless answers when it stops."
+    "uvicorn, telling when it is ready and stopping without cutting anybody off."
 
     def __init__(self, config: uvicorn.Config):
         super().__init__(config)
@@ -1575,12 +1642,31 @@ class _WebServer(uvicorn.Server):
         self.ready.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        "Finish the requests in flight, then stop."
-        self.config.app.state.service.stopping = True
+        "Take who is waiting, close the port, answer everybody a last time, then stop."
+        self.config.app.state.service.stopping = True  # from here on, answers say that they are the last
         for route in self.config.app.routes:
             if stop_event := getattr(getattr(route, "app", None), "stop_event", None):
                 stop_event.set()
+        await self.close_port(sockets or [])
+        end = time.monotonic() + LAST_REQUEST_SECONDS
+        while self.server_state.connections and time.monotonic() < end:
+            await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+
+    async def close_port(self, sockets: Sequence[socket.socket]) -> None:
+        "Refuse new connections, but take those that the operating system has let in."
+        listeners, waiting = [one.dup() for one in sockets], []
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            with listener, suppress(OSError):  # BlockingIOError: nobody else is waiting
+                listener.setblocking(False)
+                while True:
+                    waiting.append(listener.accept()[0])
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            protocol = PatientProtocol(self.config, self.server_state, self.lifespan.state)
+            await loop.connect_accepted_socket(lambda protocol=protocol: protocol, connection)
 
 # %% ../nbs/15_serving.ipynb #606aedcf
 STOP_SECONDS = 25  # for answers in flight when the server stops; Kubernetes kills after 30
@@ -1593,8 +1679,9 @@ def web_server(
     return _WebServer(
         uvicorn.Config(
             app,
-            http="h11",
+            http=PatientProtocol,
             ws="none",
+            loop="asyncio",
             lifespan="on",
             log_config=None,
             log_level="warning",
@@ -1626,8 +1713,9 @@ class Server:
         host: str = "127.0.0.1",  # reachable from this computer only
         demo: bool = True,
         classifiers: Mapping[str, Classifier] | None = None,  # None: the saved models at hand
+        listener: socket.socket | None = None,  # a port that is had already; None: take one
     ):
-        self.listener = listen(host, port)
+        self.listener = listener or listen(host, port)
         self.port, self.host, self.demo, self.thread = self.listener.getsockname()[1], host, demo, None
         try:
             names = (*LOOPBACK_NAMES, host) if is_loopback(host) else None
@@ -1655,6 +1743,18 @@ class Server:
                 raise RuntimeError("the server did not start")
         return self
 
+    def run(self, on_ready: Callable[[], None] = lambda: None) -> int:  # exit code
+        "Run here, in the main thread, until Ctrl-C or SIGTERM."
+        self.web_server.on_ready = on_ready
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        self.web_server.run([self.listener])
+        return 0
+
+    def is_working(self) -> bool:
+        "Is a prediction still being made?"
+        return self.web_server.config.app.state.service.queue.pending > 0
+
     def stop(self) -> None:
         "Finish the answers in flight and free the port; harmless if it is stopped already."
         self.web_server.should_exit = True
@@ -1670,7 +1770,7 @@ class Server:
 
 # %% ../nbs/15_serving.ipynb #c576be57
 def describe(
-    server: Server,
+    server: "Server | Workers",
 ) -> str:  # one line
     "Where the demo and the API are."
     places = [f"demo {server.url}", f"API {server.url}/docs"] if server.demo else [f"API {server.url}/docs"]
@@ -1686,16 +1786,150 @@ def launch(
     "Start demo and API beside a notebook or program; returns when they answer. A busy port raises PortInUse."
     return Server(port, host, demo, classifiers).start()
 
+# %% ../nbs/15_serving.ipynb #91334637
+OPEN_FILES = 8192
+
+
+def allow_open_files(
+    wanted: int = OPEN_FILES,  # connections and files at a time; less where the system allows no more
+) -> None:
+    "Raise this process's limit of open files; Windows has none."
+    if os.name != "posix":
+        return
+    from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    limit = wanted if hard < 0 else min(wanted, hard)  # below 0: infinity
+    if 0 <= soft < limit:
+        setrlimit(RLIMIT_NOFILE, (limit, hard))
+
+# %% ../nbs/15_serving.ipynb #5e1d09ac
+PROCESSES = get_context("spawn")  # fresh ones: a copy of this one would hold locks of threads that it lacks
+
+
+def run_worker(
+    listener: socket.socket,  # bound and listening, shared with the other workers
+    host: str,  # that it listens on
+    ready: Connection,  # told when this worker answers
+) -> None:
+    "One process of several: the API until SIGTERM, or until the parent is gone."
+    log_to(sys.stderr)
+    allow_open_files()
+    try:
+        server = Server(host=host, demo=False, listener=listener)
+    except (OSError, ValueError) as error:
+        sys.exit(f"genre_nb: {error}")
+    threading.Thread(target=follow_parent, name="genre_nb parent", daemon=True).start()
+    server.run(lambda: ready.send(True))
+    if server.is_working():
+        os._exit(0)  # as in `serve`
+
+
+def follow_parent() -> None:
+    "Stop this process when its parent is gone."
+    parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+# %% ../nbs/15_serving.ipynb #1ebf78cf
+class Worker:
+    "A process that serves, and whether it is ready."
+
+    def __init__(
+        self,
+        target: Callable,  # runs in the process; its last argument is where to say that it is ready
+        *arguments: Any,
+    ):
+        self.news, ready = PROCESSES.Pipe(duplex=False)
+        self.process = PROCESSES.Process(target=target, args=(*arguments, ready), name="genre_nb worker", daemon=True)
+        self.process.start()
+        ready.close()  # the worker's end
+        self.said = False
+
+    @property
+    def ready(self) -> bool:
+        "Has it been able to answer?"
+        with suppress(EOFError):
+            self.said = self.said or (self.news.poll() and self.news.recv())
+        return self.said
+
+# %% ../nbs/15_serving.ipynb #3f60f07d
+class Workers:
+    "Several processes that serve the API on one port."
+
+    def __init__(
+        self,
+        port: int = 5000,  # 0: any free one
+        host: str = "127.0.0.1",  # reachable from this computer only
+        count: int = 2,  # processes
+        target: Callable = run_worker,  # what each of them runs
+    ):
+        if os.name != "posix":
+            raise ValueError("several workers need Linux or macOS; leave --workers out")
+        self.listener, self.host, self.demo, self.target = listen(host, port), host, False, target
+        self.port, self.count, self.stopping = self.listener.getsockname()[1], count, False
+        self.workers: list[Worker] = []
+
+    url = Server.url
+
+    def run(self, on_ready: Callable[[], None] = lambda: None) -> int:  # exit code
+        "Run until Ctrl-C or SIGTERM, or until a worker can't start."
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: setattr(self, "stopping", True))
+        with TemporaryDirectory(prefix="genre_nb_metrics_") as folder:
+            os.environ[SHARED_METRICS] = folder
+            self.workers = [self.start() for _ in range(self.count)]
+            code = self.watch(on_ready, folder)
+            self.stop()
+        return code
+
+    def start(self) -> Worker:
+        "A new worker."
+        return Worker(self.target, self.listener, self.host)
+
+    def watch(self, on_ready: Callable[[], None], folder: str) -> int:  # exit code
+        "Say when all are ready, and replace those that die."
+        announced = False
+        while not self.stopping:
+            for number, worker in enumerate(self.workers):
+                ready, code = worker.ready, worker.process.exitcode
+                if code is None or self.stopping:
+                    continue
+                LOGGER.error(json.dumps({"event": "worker died", "exit_code": code, "ready": ready}))
+                if not ready:
+                    return 1
+                mark_process_dead(worker.process.pid, folder)
+                self.workers[number] = self.start()
+            if not announced and all(worker.ready for worker in self.workers):
+                announced = True
+                on_ready()
+            time.sleep(0.1)
+        return 0
+
+    def is_working(self) -> bool:
+        "Is a prediction still being made? Not here."
+        return False
+
+    def stop(self) -> None:
+        "Close the port, let the workers finish their answers, and end those that don't."
+        self.listener.close()
+        for worker in self.workers:
+            worker.process.terminate()  # SIGTERM
+        for worker in self.workers:
+            worker.process.join(STOP_SECONDS + 5)
+            worker.process.kill()
+
 # %% ../nbs/15_serving.ipynb #e229302e
 def serve(
     host: str = "127.0.0.1",  # reachable from this computer only
     port: int = 5000,  # 0: any free one
     demo: bool = True,  # also the page at `/`
+    workers: int = 1,  # processes; more than one for the API alone
 ) -> int:  # exit code: 0 stopped when asked to, 1 could not start
     "Run demo and API until Ctrl-C or SIGTERM; for the command line."
     log_to(sys.stderr)
+    allow_open_files()
     try:
-        server = Server(port, host, demo)
+        server = Server(port, host, demo) if workers == 1 else Workers(port, host, workers)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"genre_nb: {error}", file=sys.stderr)
         return 1
@@ -1704,16 +1938,13 @@ def serve(
             f"Listening on {host}: other computers can reach this server. On the open internet put a proxy in front.",
             file=sys.stderr,
         )
-    server.web_server.on_ready = lambda: print(
+    code = server.run(lambda: print(
         f"genre_nb {__version__} is ready: {describe(server)} (Ctrl-C stops it)", flush=True
-    )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    server.web_server.run([server.listener])
+    ))
     print("genre_nb: stopped", file=sys.stderr, flush=True)
-    if server.web_server.config.app.state.service.queue.pending:
-        os._exit(0)  # a prediction that outlived the patience for it; Python would wait for its thread
-    return 0
+    if server.is_working():
+        os._exit(code)  # a prediction that outlived the patience for it; Python would wait for its thread
+    return code
 
 
 def log_to(

@@ -1,5 +1,6 @@
 """The server as people run it: a process, a port, signals, hostile connections."""
 import json
+import os
 import re
 import signal
 import socket
@@ -9,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
@@ -18,6 +20,7 @@ from conftest import PROGRAM
 from genre_nb.core import GENRES
 from genre_nb.serving import STOP_SECONDS
 
+TESTS = Path(__file__).parent
 WESTERN = "A lone gunslinger rides into a dusty frontier town to settle an old score with the sheriff and his ranch hands."
 
 
@@ -373,3 +376,85 @@ def test_browsers_are_told_to_load_nothing_else(http):
         assert "default-src 'self'" in policy and "connect-src 'self'" in policy and "object-src 'none'" in policy
         assert not [source for source in policy.split("frame-ancestors")[0].split() if "." in source or "http" in source or source == "*"]
         assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+# Several processes
+
+def children_of(process: subprocess.Popen) -> list[int]:
+    "The worker processes of a server."
+    with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="ascii") as listed:
+        children = [int(number) for number in listed.read().split()]
+    return [child for child in children if "spawn_main" in command_of(child)]
+
+
+def command_of(number: int) -> str:
+    "The command line of a process; empty if there is none of that number."
+    try:
+        with open(f"/proc/{number}/cmdline", encoding="utf-8") as command:
+            return command.read()
+    except OSError:
+        return ""
+
+
+def predictions_counted(server) -> float:
+    "What /metrics says of this model's predictions."
+    return sum(float(line.rpartition(" ")[2]) for line in httpx.get(server.url + "/metrics", timeout=30).text.splitlines()
+               if line.startswith("genre_nb_predictions_total"))
+
+
+def eventually(holds, seconds: float = 60) -> bool:
+    "Does it hold in the end?"
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_workers_share_the_port_and_dead_ones_are_replaced(start_server):
+    server = start_server("--no-demo", "--workers", "2")
+    workers = children_of(server.process)
+    assert len(workers) == 2
+    for _ in range(12):
+        assert httpx.post(server.url + "/predict", json={"descriptions": [WESTERN]}, timeout=30).status_code == 200
+    assert {predictions_counted(server) for _ in range(6)} == {12}  # whichever answers
+    os.kill(workers[0], signal.SIGKILL)
+    assert eventually(lambda: len(children_of(server.process)) == 2 and workers[0] not in children_of(server.process))
+    assert httpx.post(server.url + "/predict", json={"descriptions": [WESTERN]}, timeout=60).status_code == 200
+    assert predictions_counted(server) == 13  # what the dead one did still counts
+    workers = children_of(server.process)
+    assert server.stop(signal.SIGTERM) == 0
+    assert not any(command_of(worker) for worker in workers)
+    socket.create_server(("127.0.0.1", server.port)).close()  # the port is free
+    log = "".join(server.lines)
+    assert "Traceback" not in log and log.count('"event": "worker died"') == 1, log
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_workers_end_with_their_parent(start_server):
+    server = start_server("--no-demo", "--workers", "2")
+    workers = children_of(server.process)
+    server.stop(signal.SIGKILL)
+    assert eventually(lambda: not any("spawn_main" in command_of(worker) for worker in workers))
+    socket.create_server(("127.0.0.1", server.port)).close()
+
+
+def worker_that_fails(listener, host, ready):
+    sys.exit("genre_nb: no such luck")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has one process")
+def test_workers_that_can_not_start_end_the_server():
+    program = ("from genre_nb.serving import Workers; from test_server import worker_that_fails; "
+               "raise SystemExit(Workers(0, count=2, target=worker_that_fails).run())")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=TESTS)
+    assert done.returncode == 1 and "no such luck" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_workers_and_demo_do_not_go_together():
+    done = subprocess.run([*PROGRAM, "serve", "--port", "0", "--workers", "2"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("genre_nb: --workers needs --no-demo, because")
