@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SETUP_FILES := settings.ini setup.py constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
-NOTEBOOKS := $(wildcard nbs/*.ipynb)
 README := $(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --log-level ERROR \
 	--RegexRemovePreprocessor.patterns='\#\|\s*hide' --TagRemovePreprocessor.enabled=True \
 	--TagRemovePreprocessor.remove_input_tags=hide-input --stdout | sed 's,](images/,](nbs/images/,'
@@ -48,8 +47,8 @@ prepare: $(VENV)/.all  ## before a commit: export, clean, README
 	$(BIN)/nbdev_clean
 	$(README) > README.md
 
-docs: $(VENV)/.all  ## the notebooks as HTML pages in _docs/
-	$(BIN)/jupyter nbconvert $(NOTEBOOKS) --to html --output-dir _docs
+docs: $(VENV)/.all  ## chapters, how-tos and reference as pages to search and browse, in _docs/
+	$(BIN)/python docs/build.py
 
 clean:  ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist _docs _proc *.egg-info .pytest_cache .hypothesis
@@ -70,7 +69,7 @@ $(VENV)/.serve: $(VENV)/.created $(SETUP_FILES)
 # blurr (ohmeow-blurr) can't be resolved beside current torch, hence --no-deps.
 $(VENV)/.all: $(VENV)/.created $(SETUP_FILES)
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,train,notebooks,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,train,notebooks,docs,dev]'
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(PIP) uninstall --quiet --yes torchvision
 	$(PIP) install --quiet --no-deps 'ohmeow-blurr==1.0.5'
 	touch $@ $(VENV)/.serve
