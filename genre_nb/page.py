@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['SHOWN_BARS', 'PLAIN_BELOW', 'EXAMPLES', 'HEADER', 'safe', 'verdict_html', 'percent', 'bar_html', 'bars_html',
-           'warnings_html', 'notice_html', 'highlighted_html', 'strongest_html', 'words_html', 'shown',
-           'explained_html', 'result_html', 'examples_html', 'card_facts', 'footer_html']
+           'warnings_html', 'notice_html', 'highlighted_html', 'strongest_html', 'words_html', 'sentence',
+           'refused_html', 'shown', 'explained_html', 'result_html', 'examples_html', 'card_accuracy', 'card_facts',
+           'footer_html', 'Opinion', 'timed_prediction', 'opinions', 'agreement_html', 'opinion_row', 'compared_html']
 
 # %% ../nbs/14b_page.ipynb #b8847a18
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import __version__
 from .core import GENRES
@@ -176,6 +178,26 @@ def words_html(
     )
 
 # %% ../nbs/14b_page.ipynb #0ca7e3ea
+def sentence(
+    detail: str,  # a refusal as the API words it: no capital letter, no full stop
+) -> str:
+    "A refusal as a sentence for people."
+    return detail[:1].upper() + detail[1:] + "."
+
+
+def refused_html(
+    description: str | None,  # as typed
+) -> str:  # HTML; empty if the text can be classified
+    "Why a text can't be classified."
+    description = description or ""
+    if not description.strip():
+        return notice_html("Paste or type a plot, or choose an example, then press the button.")
+    if len(description) > MAXIMUM_CHARACTERS:
+        lengths = f"This text has {len(description):,} characters; the demo takes up to {MAXIMUM_CHARACTERS:,}."
+        return notice_html(f"{lengths} Shorten it and try again.", "error")
+    return ""
+
+
 def shown(
     service: Service,
     description: str | None,  # as typed
@@ -183,12 +205,8 @@ def shown(
     genre: str | None = None,  # explain this one; None: the predicted one
 ) -> tuple[str, str]:  # HTML of the result and of the words
     "What the demo shows for a text."
-    description = description or ""
-    if not description.strip():
-        return notice_html("Paste or type a plot, or choose an example, then press Classify."), ""
-    if len(description) > MAXIMUM_CHARACTERS:
-        lengths = f"This text has {len(description):,} characters; the demo takes up to {MAXIMUM_CHARACTERS:,}."
-        return notice_html(f"{lengths} Shorten it and try again.", "error"), ""
+    if refusal := refused_html(description):
+        return refusal, ""
     try:
         begin = time.perf_counter()
         [prediction] = service.predict_queued([description], model)
@@ -197,7 +215,7 @@ def shown(
             service, description, model, genre or prediction.genre
         )
     except ApiError as error:
-        return notice_html(error.detail[:1].upper() + error.detail[1:] + ".", "error"), ""
+        return notice_html(sentence(error.detail), "error"), ""
     except TimeoutError:
         return notice_html("That took too long. Try a shorter text.", "error"), ""
 
@@ -281,6 +299,14 @@ HEADER = (
 )
 
 
+def card_accuracy(
+    card: Mapping[str, Any],  # of a saved model
+) -> float | None:  # in [0, 1]; None if the card does not tell
+    "The share of unseen descriptions that a model got right, of all 27 genres."
+    accuracy = card.get("metrics", {}).get("genres_27", {}).get("accuracy", {})
+    return accuracy.get("value") if isinstance(accuracy, Mapping) else accuracy
+
+
 def card_facts(
     card: Mapping[str, Any],  # of a saved model
 ) -> str:  # plain text
@@ -290,9 +316,7 @@ def card_facts(
     rows = sum(source.get("rows", 0) for source in sources if source.get("weight", 1) > 0)
     if rows:
         facts.append(f"trained on {rows:,} descriptions")
-    accuracy = card.get("metrics", {}).get("genres_27", {}).get("accuracy", {})
-    accuracy = accuracy.get("value") if isinstance(accuracy, Mapping) else accuracy
-    if accuracy:
+    if accuracy := card_accuracy(card):
         facts.append(f"right on {accuracy:.0%} of unseen ones")
     return ", ".join(facts)
 
@@ -308,3 +332,94 @@ def footer_html(
         "descriptions and names one genre where a movie may have several. Texts are not stored.</p>"
         f"<nav>{anchors}<span>genre_nb {safe(__version__)}</span></nav></footer>"
     )
+
+# %% ../nbs/14b_page.ipynb #ec792f73
+class Opinion(NamedTuple):
+    "What one model says about a text."
+
+    model: str
+    prediction: Prediction | None  # None: it could not answer
+    milliseconds: float  # that the prediction took
+    problem: str = ""  # why it could not answer
+
+
+def timed_prediction(
+    service: Service,
+    description: str,
+    model: str,  # a saved model; another name raises ApiError
+) -> Opinion:
+    "Predict in this thread and take the time, without that of loading the model."
+    service.models.get(model)
+    begin = time.perf_counter()
+    [prediction] = service.predict([description], model)
+    return Opinion(model, prediction, (time.perf_counter() - begin) * 1000)
+
+
+def opinions(
+    service: Service,
+    description: str,
+) -> list[Opinion]:  # most accurate model first, as far as the cards tell
+    "What every saved model says; one that can't answer does not stop the others."
+    asked = []
+    for model in sorted(service.models.cards, key=lambda name: -(card_accuracy(service.models.cards[name]) or 0)):
+        try:
+            asked.append(service.queue.submit(timed_prediction, service, description, model).result(ANSWER_SECONDS))
+        except (ApiError, TimeoutError) as error:
+            asked.append(Opinion(model, None, 0.0, str(error) or "no answer in time"))
+    return asked
+
+# %% ../nbs/14b_page.ipynb #607a2484
+def agreement_html(
+    answered: Sequence[Opinion],  # those with a prediction, at least one
+) -> str:
+    "How many models say what, as a headline and a sentence."
+    by_genre: dict[str, list[str]] = {}
+    for opinion in answered:
+        by_genre.setdefault(opinion.prediction.genre, []).append(opinion.model)
+    ranked = sorted(by_genre.items(), key=lambda item: -len(item[1]))
+    genre, models = ranked[0]
+    count = f"{len(models)} of {len(answered)} models"
+    others = "; ".join(f"{' and '.join(names)} {'say' if len(names) > 1 else 'says'} {name}" for name, names in ranked[1:])
+    told = f"The others differ: {others}." if others else "All models name the same genre."
+    return (f'<h2 class="g-verdict">{safe(genre.capitalize())} <span>{count}</span></h2>'
+            f'<p class="g-told">{safe(told)}</p>')
+
+
+def opinion_row(
+    opinion: Opinion,
+    majority: str,  # the genre that most models name
+    accuracy: float | None,  # of the model on unseen descriptions, as its card says
+) -> str:
+    "One model's line in the table."
+    known = f"<small>right on {accuracy:.0%}</small>" if accuracy else ""
+    name = f'<th scope="row">{safe(opinion.model)}{known}</th>'
+    if opinion.prediction is None:
+        return f'<tr>{name}<td colspan="4" class="g-differs">{safe(opinion.problem)}</td></tr>'
+    (genre, probability), *rest = opinion.prediction.top(2)
+    differs = "" if genre == majority else ' class="g-differs"'
+    note = "" if genre == majority else '<span class="g-hidden"> (differs from most)</span>'
+    next_genre = " ".join((safe(rest[0][0]), percent(rest[0][1]))) if rest else ""
+    return (f'<tr data-model="{safe(opinion.model)}">{name}<td{differs}>{safe(genre)}{note}</td>'
+            f'<td class="g-chance"><span class="g-track"><span style="width:{probability * 100:.1f}%"></span></span>'
+            f'<span class="g-value">{percent(probability)}</span></td>'
+            f'<td class="g-next">{next_genre}</td><td class="g-time">{max(opinion.milliseconds, 0.1):.2g} ms</td></tr>')
+
+# %% ../nbs/14b_page.ipynb #aa88255b
+def compared_html(
+    service: Service,
+    description: str | None,  # as typed
+) -> str:
+    "What the demo shows for a text when all models are asked."
+    if refusal := refused_html(description):
+        return refusal
+    asked = opinions(service, description)
+    answered = [opinion for opinion in asked if opinion.prediction]
+    if not answered:
+        return notice_html(sentence(asked[0].problem), "error")
+    majority = Counter(opinion.prediction.genre for opinion in answered).most_common(1)[0][0]
+    rows = "".join(opinion_row(opinion, majority, card_accuracy(service.models.cards[opinion.model])) for opinion in asked)
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("Model", "Genre", "Probability", "Next", "Time"))
+    return (f'<section class="g-card g-compare" aria-live="polite">{agreement_html(answered)}'
+            f'<table class="g-table"><caption class="g-hidden">What each saved model says</caption>'
+            f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+            '<p class="g-meta">Best model on unseen descriptions first. Times are those of the models on this server.</p></section>')

@@ -101,7 +101,7 @@ class Models:
         if not self.cards:
             raise ValueError("there is no saved model to serve; train one with: genre_nb train")
         self.default = DEFAULT_MODEL if DEFAULT_MODEL in self.cards else next(iter(self.cards))
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.get()
 
     def get(
@@ -113,16 +113,26 @@ class Models:
         if name not in self.cards:
             known = ", ".join(self.cards)
             raise ApiError(422, f"model {quoted(name)} is unknown; send one of: {known}, or leave it out", "model")
-        with self.lock:
-            if name not in self.loaded:
-                self.loaded[name] = load_or_refuse(name)
-            return self.loaded[name]
+        if name not in self.loaded:
+            with self.lock:
+                if name not in self.loaded:
+                    self.loaded[name] = self.with_shared_members(load_or_refuse(name))
+        return self.loaded[name]
+
+    def with_shared_members(self, classifier: Classifier) -> Classifier:
+        "An ensemble takes the members that are here instead of holding copies of its own."
+        members = getattr(classifier.model, "members", {})
+        for name in self.cards.keys() & members.keys():
+            members[name] = self.get(name).model
+        return classifier
 
 
 def load_or_refuse(name: str) -> Classifier:
     "Load a saved model; a damaged one is the server's fault, and only this model's requests fail."
     try:
-        return load_classifier(name)
+        classifier = load_classifier(name)
+        classifier.classify(EXAMPLE_DESCRIPTION)  # what loads at the first prediction, loads now
+        return classifier
     except Exception as error:
         LOGGER.error(json.dumps({"event": "model can't be loaded", "model": name, "reason": repr(error)[:300]}))
         raise ApiError(503, f"model {name!r} can't be loaded on this server; send another one", "model") from None

@@ -50,7 +50,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from . import __version__
-from .demo import PAGE_SCRIPT, PAGE_STYLE, RESULT_STYLE, WORDS_STYLE, build_demo
+from .demo import PAGE_SCRIPT, STYLE, build_demo
 from .inference import DEFAULT_MODEL, Classifier, Prediction
 from genre_nb.service import (
     BODY_SECONDS,
@@ -748,7 +748,7 @@ def mount_demo(
         demo,
         path="/",
         theme=theme,
-        css=PAGE_STYLE + RESULT_STYLE + WORDS_STYLE,
+        css=STYLE,
         js=PAGE_SCRIPT,
         footer_links=[],
         run_history=False,
