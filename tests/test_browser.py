@@ -86,6 +86,15 @@ def classify(page, text: str) -> None:
     page.wait_for_function("text => (document.querySelector('.g-text')?.textContent ?? '') === text", arg=text)
 
 
+def open_tab(page, name: str) -> None:
+    "Choose a tab with the mouse; on a narrow window some are in a menu."
+    tab = page.get_by_role("tab", name=name)
+    if not (tab.count() and tab.first.is_visible()):
+        page.locator("#g-tabs .overflow-menu > button").click()
+        tab = page.locator("#g-tabs .overflow-dropdown button", has_text=name)
+    tab.first.click()
+
+
 @pytest.mark.parametrize("genre", PLOTS)
 def test_a_plot_gets_its_genre_and_its_words(open_page, pictures, genre):
     page = open_page()
@@ -205,3 +214,29 @@ def test_api_page_works_without_the_internet(open_page, pictures):
     page.locator(".live-responses-table .response-col_status").get_by_text("200").wait_for()
     assert '"western"' in page.locator(".live-responses-table").inner_text()
     page.screenshot(path=pictures / "docs.png", full_page=True)
+
+
+# ---- the other tabs ----
+
+WINDOWS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+
+
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
+def test_all_models_are_asked_about_the_same_text(open_page, pictures, width, scheme):
+    page = open_page(width=width, height=844, scheme=scheme)
+    classify(page, PLOTS["horror"])
+    open_tab(page, "Compare models")
+    page.locator(".g-compare .g-verdict").wait_for()
+    assert page.locator("#g-compare-description textarea").input_value() == PLOTS["horror"]
+    assert page.locator(".g-compare .g-verdict").inner_text().startswith("Horror")
+    rows = page.locator(".g-compare tr[data-model]")
+    assert rows.count() == page.evaluate("fetch('/models').then(answer => answer.json()).then(known => known.models.length)")
+    assert all("ms" in text and "%" in text for text in rows.all_inner_texts())
+    page.screenshot(path=pictures / f"compare-{scheme}-{width}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    box = page.locator("#g-compare-description textarea")
+    box.fill(PLOTS["western"])
+    box.press("Control+Enter")
+    page.wait_for_function("document.querySelector('.g-compare .g-verdict').textContent.startsWith('Western')")
+    open_tab(page, "Classify")
+    assert page.locator("#g-description textarea").input_value() == PLOTS["western"]  # one text for the whole page
