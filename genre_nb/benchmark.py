@@ -15,10 +15,10 @@ __all__ = ['Work', 'STEPS', 'EXTRAS', 'NEEDS', 'REPEATS', 'PATIENCE', 'HEAD_WIDT
            'case_reference_recipe', 'case_spacy', 'run_program', 'own_program', 'predict_at_once', 'case_file',
            'with_our_program', 'with_pandas', 'case_program', 'case_first_answer', 'case_first_pipeline',
            'needed_distributions', 'installed_megabytes', 'install_sizes', 'resource_files', 'case_preprocess_again',
-           'case_growing_fit', 'case_growing_prediction', 'growth', 'training_windows', 'case_own_training',
-           'case_trainer', 'machine', 'same_labels', 'run_step', 'run_benchmarks', 'write_benchmarks',
-           'read_benchmarks', 'measured', 'times_faster', 'steepest_growth', 'Target', 'reached', 'targets_table',
-           'step_table', 'benchmark_plot']
+           'case_growing_fit', 'case_growing_prediction', 'growth', 'operations_a_token', 'case_way', 'case_matrices',
+           'case_memory', 'training_windows', 'case_own_training', 'case_trainer', 'machine', 'same_labels', 'run_step',
+           'run_benchmarks', 'write_benchmarks', 'read_benchmarks', 'measured', 'times_faster', 'steepest_growth',
+           'Target', 'reached', 'targets_table', 'step_table', 'benchmark_plot']
 
 # %% ../nbs/13_benchmark.ipynb #32530276
 import asyncio
@@ -76,7 +76,7 @@ def benchmark_descriptions(
     "As many descriptions as asked for."
     return list(islice(endless_descriptions(tested), count))
 
-# %% ../nbs/13_benchmark.ipynb #9a94c65a
+# %% ../nbs/13_benchmark.ipynb #3dce35a1
 Work = Callable[[], Callable[[], dict[str, Any]] | None]  # what is timed; what it returns is called afterwards
 
 
@@ -100,7 +100,7 @@ class Step(NamedTuple):
 
 
 STEPS: dict[str, Step] = {}  # filled by the sections below
-EXTRAS = {"transformers": "train", "spacy": "train", "gradio": "serve", "flask": "bench"}  # module -> extra that brings it
+EXTRAS = {"transformers": "train", "onnx": "train", "spacy": "train", "gradio": "serve", "flask": "bench"}  # module -> extra that brings it
 NEEDS = {module: f"pip install 'genre_nb[{extra}]'" for module, extra in EXTRAS.items()}  # module -> how to get it
 
 
@@ -352,7 +352,7 @@ def fasttext_labels(
     labels, _ = model.predict([fasttext_line(text) for text in descriptions])
     return [label[0].removeprefix("__label__") for label in labels]
 
-# %% ../nbs/13_benchmark.ipynb #728961fd
+# %% ../nbs/13_benchmark.ipynb #65d9efbc
 SINGLES = 64  # descriptions that are predicted one by one
 
 
@@ -411,7 +411,7 @@ STEPS["predict"] = Step("descriptions", (1, 32, 1_024), (1, 8), "transformers.pi
     "linear_svm": Case(partial(case_saved, "linear_svm")),
     "lstm": Case(partial(case_saved, "lstm")),
     "small_bert": Case(partial(case_saved, "small_bert")),
-    "small_bert in 32 bits": Case(case_onnx_exact, "transformers"),
+    "small_bert in 32 bits": Case(case_onnx_exact, "onnx"),
     "transformers.pipeline, 32 bits": Case(partial(case_pipeline, 1), "transformers"),
     "transformers.pipeline, 32 bits, batches of 32": Case(partial(case_pipeline, 32), "transformers"),
     "fastText": Case(case_predict_fasttext, "fasttext"),
@@ -960,6 +960,103 @@ def growth(
     pairs = [(math.log(size), math.log(time)) for size, time in zip(sizes, seconds) if size >= smallest]
     middle_x, middle_y = (sum(values) / len(pairs) for values in zip(*pairs))
     return sum((x - middle_x) * (y - middle_y) for x, y in pairs) / sum((x - middle_x) ** 2 for x, _ in pairs)
+
+# %% ../nbs/13_benchmark.ipynb #0de14aaf
+def operations_a_token(
+    folder: Path | str,  # of a network saved in eight bits
+) -> int:  # multiplications and additions in its matrices
+    "How much there is to compute for each token."
+    import onnx
+
+    model = onnx.load(str(Path(folder) / "model.onnx"))
+    sizes = [{attribute.name: attribute.i for attribute in node.attribute} for node in model.graph.node if node.op_type == "MatMulNBits"]
+    return sum(2 * size["K"] * size["N"] for size in sizes)
+
+
+def case_way(way: str, size: int) -> Work:
+    "Small BERT, computed in one of several ways: a key of the functions below."
+    import numpy as np
+    from onnxruntime import InferenceSession
+
+    from genre_nb.onnx_model import OnnxModel, run_window, scores_of_ids, token_ids, windows_of
+
+    folder = find_folder("models", "small_bert")
+    model = OnnxModel(folder)
+    rows = [windows_of(ids, windows=1)[0] for ids in token_ids(model.tokenizer, benchmark_descriptions(size, tested=True))]
+
+    def in_padded_batches(together: int = 16) -> None:
+        ordered = sorted(rows, key=len)
+        for start in range(0, size, together):
+            part = ordered[start:start + together]
+            ids, mask = (np.zeros((len(part), len(part[-1])), dtype=np.int64) for _ in range(2))
+            for place, row in enumerate(part):
+                ids[place, :len(row)], mask[place, :len(row)] = row, 1
+            model.session.run(["scores"], {"ids": ids, "mask": mask})
+
+    ways = {"each alone": lambda: scores_of_ids(model, rows),
+            "one by one": lambda: [run_window(model, row) for row in rows],
+            "spinning": lambda: [run_window(model, row, session=spinning) for row in rows],
+            "padded": in_padded_batches}
+    spinning = InferenceSession(str(model.path)) if way == "spinning" else None
+    operations = operations_a_token(folder) * sum(map(len, rows))
+    run_window(model, rows[0], session=spinning)
+    return _rated(ways[way], operations, size)
+
+
+def _rated(compute: Callable[[], Any], operations: int, items: int) -> Work:
+    def work() -> Callable[[], dict[str, Any]]:
+        started = time.perf_counter()
+        compute()
+        seconds = time.perf_counter() - started
+        return lambda: {"items": items, "billion_operations_a_second": operations / seconds / 1e9}
+
+    return work
+
+
+def case_matrices(bits: int, size: int) -> Work:
+    "Nothing but products of matrices, of numbers of 8 or 32 bits."
+    import numpy as np
+    from onnx import TensorProto, helper
+    from onnxruntime import InferenceSession
+
+    left, right = (TensorProto.UINT8, TensorProto.INT8) if bits == 8 else (TensorProto.FLOAT, TensorProto.FLOAT)
+    shapes, width = {"left": left, "right": right}, 1_024
+    inputs = [helper.make_tensor_value_info(name, kind, [width, width]) for name, kind in shapes.items()]
+    output = helper.make_tensor_value_info("product", TensorProto.INT32 if bits == 8 else TensorProto.FLOAT, [width, width])
+    node = helper.make_node("MatMulInteger" if bits == 8 else "MatMul", ["left", "right"], ["product"])
+    graph = helper.make_graph([node], "product", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = InferenceSession(model.SerializeToString())
+    values = {name: np.ones((width, width), dtype=helper.tensor_dtype_to_np_dtype(kind)) for name, kind in shapes.items()}
+    session.run(None, values)
+    return _rated(lambda: [session.run(None, values) for _ in range(size)], 2 * width ** 3 * size, size)
+
+
+def case_memory(size: int) -> Work:
+    "Adding up 256 megabytes, again and again."
+    import numpy as np
+
+    table = np.ones(32_000_000)
+
+    def work() -> Callable[[], dict[str, Any]]:
+        started = time.perf_counter()
+        for _ in range(size):
+            table.sum()
+        seconds = time.perf_counter() - started
+        return lambda: {"gigabytes_a_second": size * table.nbytes / seconds / 1e9}
+
+    return work
+
+
+STEPS["limits"] = Step("descriptions", (256,), (8,), "small_bert, each alone on one thread", {
+    "small_bert, each alone on one thread": Case(partial(case_way, "each alone"), "onnx"),
+    "small_bert, one by one on all threads": Case(partial(case_way, "one by one"), "onnx"),
+    "small_bert, one by one on threads that spin": Case(partial(case_way, "spinning"), "onnx"),
+    "small_bert, padded batches of like length": Case(partial(case_way, "padded"), "onnx"),
+    "products of matrices of 8 bits": Case(partial(case_matrices, 8), "onnx"),
+    "products of matrices of 32 bits": Case(partial(case_matrices, 32), "onnx"),
+    "reading memory": Case(case_memory, sizes=(8,)),
+})
 
 # %% ../nbs/13_benchmark.ipynb #c547a61d
 BATCH_ROWS, BATCH_LENGTH = 32, 256  # rows in a batch in the mean, tokens of a row at most
