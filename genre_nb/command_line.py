@@ -337,7 +337,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     "Time and memory beside a peer."
     from genre_nb.benchmark import run_benchmarks
 
-    print(run_benchmarks(arguments.step))
+    print(run_benchmarks(arguments.step, arguments.quick, report=say))
     return 0
 
 # %% ../nbs/14_command_line.ipynb #e4bf8caa
@@ -464,6 +464,7 @@ def add_benchmark(commands: Any) -> None:
     "benchmark"
     benchmark = add_command(commands, "benchmark", run_benchmark)
     benchmark.add_argument("step", nargs="*", metavar="STEP", help="which steps (default: all)")
+    benchmark.add_argument("--quick", action="store_true", help="a trial with tiny sizes that writes nothing")
 
 # %% ../nbs/14_command_line.ipynb #f5ef0ecb
 def main(

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['MODEL_FILE', 'TOKENIZER_FILE', 'SETTINGS_FILE', 'MAX_LENGTH', 'WINDOWS', 'CARD_FILE', 'CHECKSUMS_FILE', 'LOADERS',
            'NetworkSettings', 'write_settings', 'read_settings', 'windows_of', 'OnnxModel', 'encodable', 'token_ids',
-           'run_window', 'window_scores', 'scores_of_ids', 'token_contributions', 'write_checksums', 'check_files',
-           'load_ensemble', 'load_stored']
+           'run_window', 'window_scores', 'session_for', 'scores_of_ids', 'token_contributions', 'write_checksums',
+           'check_files', 'load_ensemble', 'load_stored']
 
 # %% ../nbs/07a_onnx_model.ipynb #b3c98642
 import json
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +103,7 @@ class OnnxModel:
         width = self.session.get_outputs()[0].shape[-1]
         if isinstance(width, int) and width != len(self.classes_):
             raise ValueError(f"{self.path} gives {width} scores, but {SETTINGS_FILE} names {len(self.classes_)} genres")
+        self.callers, self.lock = 0, threading.Lock()  # how many are computing now
 
     @property
     def temperature_(self) -> float:
@@ -190,6 +193,22 @@ def window_scores(
     return np.average(scores, axis=0, weights=[max(len(window) - settings.marks, 1) for window in windows])
 
 
+@contextmanager
+def session_for(
+    model: OnnxModel,
+    rows: int,  # descriptions that the caller wants
+) -> "Iterator[InferenceSession]":
+    "The session of all threads for a description that is alone now, else that of one thread."
+    with model.lock:
+        model.callers += 1
+        session = model.session if rows == 1 and model.callers == 1 else model.single_thread
+    try:
+        yield session
+    finally:
+        with model.lock:
+            model.callers -= 1
+
+
 def scores_of_ids(
     model: OnnxModel,
     rows: Sequence[Sequence[int]],  # token ids of each description, marks included
@@ -197,11 +216,14 @@ def scores_of_ids(
     "One description on all threads, or several descriptions on one thread each."
     if not rows:
         return np.zeros((0, len(model.classes_)))
-    if len(rows) == 1 or model.threads == 1:
-        return np.stack([window_scores(model, ids) for ids in rows])
-    session = model.single_thread
-    with ThreadPoolExecutor(model.threads) as pool:
-        return np.stack(list(pool.map(lambda ids: window_scores(model, ids, session), rows)))
+    with session_for(model, len(rows)) as session:
+        if len(rows) == 1 or model.threads == 1:
+            return np.stack([window_scores(model, ids, session) for ids in rows])
+        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+        scores = np.empty((len(rows), len(model.classes_)))
+        with ThreadPoolExecutor(model.threads) as pool:
+            scores[order] = list(pool.map(lambda row: window_scores(model, rows[row], session), order))
+        return scores
 
 # %% ../nbs/07a_onnx_model.ipynb #d5b7f78b
 def token_contributions(
