@@ -11,7 +11,7 @@ README := $(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --log-level ERR
 	--RegexRemovePreprocessor.patterns='\#\|\s*hide' --TagRemovePreprocessor.enabled=True \
 	--TagRemovePreprocessor.remove_input_tags=hide-input --stdout | sed 's,](images/,](nbs/images/,'
 
-.PHONY: demo test check lab train docs benchmark prepare clean help
+.PHONY: demo test check lint coverage audit lab train docs benchmark prepare clean help
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,28 @@ check: $(VENV)/.all  ## fails if genre_nb/, notebook metadata or README.md is no
 	&& echo "genre_nb/, notebooks and README.md are fresh" \
 	|| { echo "Stale files: run 'make prepare' and commit what it changes."; exit 1; }
 
+lint: $(VENV)/.all  ## types and style; `make test` looks at them, too
+	$(BIN)/python -m mypy
+	$(BIN)/python -m ruff check .
+
+# Copies of the notebooks that use the package (tests/exported_notebooks.py says why), one at a time in the process that is
+# measured; programs that they start are measured, too, unless they are killed.
+coverage: $(VENV)/.all  ## which lines of genre_nb/ the notebooks and the tests run; at least 90 % must be
+	$(BIN)/python -m coverage erase
+	$(BIN)/python tests/exported_notebooks.py $(VENV)/notebooks
+	for notebook in $(VENV)/notebooks/*.ipynb; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m coverage run $(BIN)/nbdev_test --n_workers 0 --path $$notebook || exit 1; done
+	$(BIN)/python -m coverage run -m pytest tests
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --fail-under 90
+
+audit:  ## known weaknesses of the pinned packages; says plainly if it could not ask
+	test -d $(VENV)/audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet 'pip-audit==2.10.1'; }
+	@report=$$($(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt --progress-spinner off 2>&1); \
+	code=$$?; echo "$$report" | tail -n 40; \
+	case "$$report" in *CVE-*|*GHSA-*|*PYSEC-*) exit 1;; esac; \
+	if [ $$code -ne 0 ]; then echo "NOT CHECKED: the list of known weaknesses could not be reached from here."; exit 2; fi
+
 lab: $(VENV)/.all  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
 
@@ -51,7 +73,7 @@ docs: $(VENV)/.all  ## chapters, how-tos and reference as pages to search and br
 	$(BIN)/python docs/build.py
 
 clean:  ## remove the virtual environment and everything built
-	rm -rf $(VENV) build dist _docs _proc *.egg-info .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist _docs _proc *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage*
 
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make demo PYTHON=python3.11")'

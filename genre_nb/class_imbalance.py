@@ -373,7 +373,7 @@ def _mean_contributions(repeats: Sequence[CrossValidation]) -> dict[str, Any]:
     return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
 
-def _line(strategy: str, score: str, genre: str, value: float, samples: np.ndarray, first: float,
+def _line(strategy: str, score: str, genre: str, value: Any, samples: np.ndarray, first: Any,
           first_samples: np.ndarray) -> dict[str, Any]:
     interval = score_interval(value, samples, 0.95, *SCORE_LIMITS.get(score, (0.0, 1.0)))
     gain = score_interval(value - first, samples - first_samples)

@@ -170,7 +170,8 @@ def run_predict_job(
     from genre_nb.data import RejectedRow, open_records
     from genre_nb.inference import load_classifier
 
-    rejected, done = [], 0
+    rejected: list[RejectedRow] = []
+    done = 0
     with ExitStack() as stack:
         stream = sys.stdin.buffer if job.source == "-" else stack.enter_context(open_input(job.source))
         classifier = load_classifier(job.model)
@@ -361,7 +362,7 @@ def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], in
 
 def add_data_commands(commands: Any) -> None:
     "download, doctor, preprocess"
-    data = {"metavar": "DIR", "help": "folder of the original files (default: GENRE_NB_DATA, else data/, else the embedded sample)"}
+    data: dict[str, Any] = {"metavar": "DIR", "help": "folder of the original files (default: GENRE_NB_DATA, else data/, else the embedded sample)"}
     download = add_command(commands, "download", run_download)
     download.add_argument("--data", metavar="DIR", help="where to put the files (default: GENRE_NB_DATA, else data/)")
     download.add_argument("--source", choices=("kaggle", "huggingface"), default="kaggle", help="default: kaggle")
@@ -413,7 +414,7 @@ def worker_count(text: str) -> int:
 # %% ../nbs/14_command_line.ipynb #04e2bffd
 def add_model_commands(commands: Any) -> None:
     "train, evaluate"
-    data = {"metavar": "DIR", "help": "folder of the original files (default: GENRE_NB_DATA, else data/, else the embedded sample)"}
+    data: dict[str, Any] = {"metavar": "DIR", "help": "folder of the original files (default: GENRE_NB_DATA, else data/, else the embedded sample)"}
     train = add_command(commands, "train", run_train)
     train.add_argument("model", nargs="*", metavar="MODEL", help="names of models")
     train.add_argument("--all", action="store_true", help="every model")

@@ -14,7 +14,7 @@ import random
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -74,7 +74,7 @@ def resource_directory(
 # %% ../nbs/00_core.ipynb #45101e28
 def checkout_directory() -> Path | None:  # the root of the checkout, or None for an installed wheel
     "The checkout that the package is imported from, if it is one."
-    root = Path(importlib.import_module("genre_nb").__file__).resolve().parent.parent
+    root = Path(str(importlib.import_module("genre_nb").__file__)).resolve().parent.parent
     return root if (root / "settings.ini").is_file() and (root / "nbs").is_dir() else None
 
 # %% ../nbs/00_core.ipynb #37980d21
@@ -102,7 +102,7 @@ def environment(
         _set_environment(before)
 
 
-def _set_environment(settings: dict[str, str | Path | None]) -> None:
+def _set_environment(settings: Mapping[str, str | Path | None]) -> None:
     for name, value in settings.items():
         if value is None:
             os.environ.pop(name, None)

@@ -25,10 +25,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from .core import GENRES, SEED, atomic_path, canonical_genre, data_directory, require, resource_directory
 
@@ -171,7 +170,9 @@ class _CsvLines:
     "Feeds lines to `csv.reader`, remembering those of the current record so that they can be read again."
 
     def __init__(self, lines: Iterable[tuple[int, str]]):
-        self.source, self.again, self.record = iter(lines), deque(), []
+        self.source = iter(lines)
+        self.again: deque[tuple[int, str]] = deque()
+        self.record: list[tuple[int, str]] = []
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -196,16 +197,19 @@ def csv_records(
     delimiter: str = ",",
 ) -> Iterator[Record | tuple[int, str, str]]:  # a record, or (line, reason, text)
     "The records of a CSV file; a broken one costs one line."
-    feed, header = _CsvLines(lines), None
+    feed = _CsvLines(lines)
+    header: list[str] | None = None
     while True:
         try:
             for values in csv.reader(feed, delimiter=delimiter, strict=True):
                 taken, feed.record = feed.record, []
-                if header is None and values:
+                if not values:
+                    continue
+                if header is None:
                     header = csv_header(values)
-                elif values and len(values) == len(header):
+                elif len(values) == len(header):
                     yield Record(taken[0][0], dict(zip(header, values)))
-                elif values:
+                else:
                     feed.record = taken
                     raise csv.Error(f"{len(values)} fields where the header has {len(header)}")
             return
@@ -232,7 +236,7 @@ def csv_header(
 def _open(path: Path | str) -> Iterator[BinaryIO]:
     path = Path(path)
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-        yield stream
+        yield cast(BinaryIO, stream)  # gzip's files are like any other, but their type does not say so
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -353,7 +357,8 @@ def read_rows(
     labelled: bool = True,  # must each row have a genre?
 ) -> Iterator[Row | RejectedRow]:
     "Rows of a data file in file order; the ones that can't be used as `RejectedRow`."
-    path, seen = Path(path), {}
+    path = Path(path)
+    seen: dict[str, int] = {}
     with _open(path) as stream:
         for record in stream_records(stream, path.name, format, labelled):
             if isinstance(record, RejectedRow):
@@ -388,7 +393,7 @@ def frame_of(
         "genre": [row.genre for row in rows],
         "description": [row.description for row in rows],
     }
-    return pandas.DataFrame(columns).astype({name: "str" for name in ("id", "title", "kind", "description")})
+    return pandas.DataFrame(columns).astype(dict.fromkeys(("id", "title", "kind", "description"), "str"))
 
 # %% ../nbs/01_data.ipynb #76ef161f
 def read_frame(
@@ -397,9 +402,13 @@ def read_frame(
     labelled: bool = True,  # must each row have a genre?
 ) -> tuple["pd.DataFrame", list[RejectedRow]]:  # the table, and the rows that could not be used
     "Read a data file into a table."
-    rows, rejected = [], []
+    rows: list[Row] = []
+    rejected: list[RejectedRow] = []
     for row in read_rows(path, format, labelled):
-        (rejected if isinstance(row, RejectedRow) else rows).append(row)
+        if isinstance(row, RejectedRow):
+            rejected.append(row)
+        else:
+            rows.append(row)
     return frame_of(rows), rejected
 
 # %% ../nbs/01_data.ipynb #bcfa053d
@@ -517,7 +526,10 @@ def _load_folder(folder: Path, extra: bool = True) -> Dataset:
         sources.append(Source(name, path.name, len(frame), file_sha256(path)))
         return frame
 
-    train = read("train", find_original(folder, "train_data.txt"))
+    train_path = find_original(folder, "train_data.txt")
+    if train_path is None:
+        raise FileNotFoundError(f"No train_data.txt in {folder}: there is nothing to learn from.")
+    train = read("train", train_path)
     solution_path, test_path = find_original(folder, "test_data_solution.txt"), find_original(folder, "test_data.txt")
     if solution_path is None:
         raise FileNotFoundError(f"No test_data_solution.txt in {folder}: without it there are no test labels.")
@@ -602,8 +614,8 @@ def _checked_sentence(name: str, content: bytes, source: str) -> str:
 # %% ../nbs/01_data.ipynb #bd5b9dce
 def _from_kaggle(folder: Path) -> dict[str, bytes]:
     root = Path(require("kagglehub", extra="data").dataset_download(KAGGLE_DATASET))
-    found = {name: next(root.rglob(name), None) for name in ORIGINAL_FILES}
-    if missing := [name for name, path in found.items() if path is None]:
+    found = {path.name: path for name in ORIGINAL_FILES for path in islice(root.rglob(name), 1)}
+    if missing := [name for name in ORIGINAL_FILES if name not in found]:
         raise LookupError(f"the downloaded data set has no {', '.join(missing)}")
     return {name: path.read_bytes().replace(b"\r\n", b"\n") for name, path in found.items()}
 
@@ -807,7 +819,8 @@ def check_mojibake(
     "Descriptions whose letters were garbled by a wrong encoding."
     descriptions = [*dataset.train["description"], *dataset.test["description"]]
     names = [name for name, text in zip(_all_names(dataset), descriptions) if repair(text) != text]
-    return [Finding("mojibake", "warning", f"{len(names):,} of {len(descriptions):,} descriptions garbled by a wrong encoding", tuple(names[:20]))] if names else []
+    told = f"{len(names):,} of {len(descriptions):,} descriptions garbled by a wrong encoding"
+    return [Finding("mojibake", "warning", told, tuple(names[:20]))] if names else []
 
 # %% ../nbs/01_data.ipynb #5cea81f4
 @dataclass(frozen=True)

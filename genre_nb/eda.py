@@ -19,10 +19,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from textwrap import fill, shorten, wrap
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import font_manager, rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
@@ -45,7 +47,7 @@ from .core import GENRES, SEED, require
 # %% ../nbs/02_eda.ipynb #b5eeeca2
 COLOURS: tuple[str, ...] = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _GREY, _HEAT = "#8C8C8C", "Blues"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10.5, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.labelsize": 10.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": "#E5E5E5",
     "axes.edgecolor": "#666666", "figure.facecolor": "white", "savefig.facecolor": "white", "legend.frameon": False,
@@ -126,19 +128,19 @@ def _panels(
     "A chart of `count` equal panels, and the panels; `size`, and left and bottom `margins`, of a panel in inches."
     (width, height), (left, bottom) = size, margins
     columns, rows = min(columns, count), -(-count // min(columns, count))
-    chart = Chart(figsize=(max(columns * width, 7), 1), layout="none")
+    chart = Chart(figsize=(max(columns * width, 7), 1), layout=None)
     heading = 0.15 + 0.21 * len(_title_lines(chart, title))
     chart.set_figheight(rows * height + heading)
     across, up = 1 / chart.get_figwidth(), 1 / chart.get_figheight()
     panels = []
     for number in range(count):
         row, column = divmod(number, columns)
-        panels.append(chart.add_axes([(column * width + left) * across, ((rows - 1 - row) * height + bottom) * up,
-                                      (width - left - 0.1) * across, (height - bottom - 0.28) * up]))
+        panels.append(chart.add_axes(((column * width + left) * across, ((rows - 1 - row) * height + bottom) * up,
+                                      (width - left - 0.1) * across, (height - bottom - 0.28) * up)))
     return chart, panels
 
 
-def _logarithmic(axes, low: float, high: float) -> None:
+def _logarithmic(axes: Axes, low: float, high: float) -> None:
     "A logarithmic horizontal axis labelled 1, 2, 5, 10, 20 and so on, or only 1, 10, 100 where that would be crowded."
     axes.set_xscale("log")
     axes.set_xlim(low, high)
@@ -147,12 +149,12 @@ def _logarithmic(axes, low: float, high: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _legend_above(axes) -> None:
+def _legend_above(axes: Axes) -> None:
     "The legend above the plot, on the right, where it covers nothing."
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
 
 
-def _genre_rows(axes, labels: Sequence[str]) -> None:
+def _genre_rows(axes: Axes, labels: Sequence[str]) -> None:
     "Label the vertical axis with genre names, first on top."
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -247,7 +249,7 @@ def genre_counts(
     return pd.DataFrame({"rows": rows, "share": rows / max(rows.sum(), 1)})
 
 # %% ../nbs/02_eda.ipynb #297fac32
-def _paired_bars(axes, table: pd.DataFrame, labels: pd.DataFrame) -> None:
+def _paired_bars(axes: Axes, table: pd.DataFrame, labels: pd.DataFrame) -> None:
     "Horizontal bars, one group a row of the table and one colour a column, with a label at each bar's end."
     thickness = 0.8 / max(table.shape[1], 1)
     for position, column in enumerate(table):
@@ -360,7 +362,7 @@ def duplicate_chart(
     _paired_bars(axes, report, report.map("{:,}".format))
     axes.set_xlabel("rows or descriptions")
     axes.set_xlim(0, max(report.to_numpy().max() * 1.12, 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     _legend_above(axes)
     seen = report.loc["test: rows already seen in train", "after normalising"]
     title = f"{seen:,} of {len(test):,} test descriptions are also in train ({_percent(seen / max(len(test), 1))})"
@@ -413,8 +415,8 @@ def year_coverage(
     axes.annotate(f"half of the movies are from {middle} or later ", (middle, 1), xycoords=("data", "axes fraction"),
                   ha="right", va="top", color=COLOURS[5])
     axes.set(xlabel="year", ylabel="movies")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.set_xlim(rows.index[0] - 1, rows.index[-1] + 1)
     axes.grid(axis="y")
     title = f"The years run from {rows.index[0]} to {rows.index[-1]}; {missing:,} of {len(data):,} rows have none"
@@ -478,7 +480,7 @@ def genre_trends(
                    + ", ".join(f"{decade}s {total:,}" for decade, total in totals.items()) + ".")
 
 # %% ../nbs/02_eda.ipynb #a11db01b
-def _decade_axis(axes, decades: Sequence[int]) -> None:
+def _decade_axis(axes: Axes, decades: Sequence[int]) -> None:
     "A horizontal axis of decades with at most five labels."
     axes.set_xlim(decades[0] - 7, decades[-1] + 7)
     labelled = list(decades)[:: -(-len(decades) // 5)]
@@ -486,12 +488,12 @@ def _decade_axis(axes, decades: Sequence[int]) -> None:
     axes.grid(axis="y")
 
 
-def _decade_bars(axes, totals: pd.Series) -> None:
+def _decade_bars(axes: Axes, totals: pd.Series) -> None:
     "Bars of the movies of each decade, with their numbers."
     axes.bar(totals.index, totals, width=8, color=_GREY)
     for decade, total in totals.items():
         axes.text(decade, total, f" {total:,}", ha="center", va="bottom", fontsize=7.5, rotation=90)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.margins(y=0.4)
     axes.set_title("movies of all genres")
@@ -508,13 +510,14 @@ def _trend_title(counts: pd.DataFrame, totals: pd.Series) -> str:
     return f"{totals.index[0]}s to {totals.index[-1]}s: {', '.join(facts)}"
 
 # %% ../nbs/02_eda.ipynb #13cefe12
-def _heatmap(axes, values: pd.DataFrame, labels: pd.DataFrame, caption: str, size: float = 9, **limits: float) -> None:
+def _heatmap(axes: Axes, values: pd.DataFrame, labels: pd.DataFrame, caption: str, size: float = 9, **limits: float) -> None:
     "A table of colours with a label of `size` points in each cell; `limits` of the colour scale are vmin and vmax."
     seaborn = require("seaborn", extra="notebooks")
     values = values.astype(float)
     seaborn.heatmap(values, ax=axes, cmap=_HEAT, linewidths=0.5, xticklabels=False, yticklabels=False,
                     cbar_kws={"label": caption, "shrink": 0.6}, **limits)
-    axes.collections[0].colorbar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if (colorbar := axes.collections[0].colorbar) is not None:
+        colorbar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(xlabel="", ylabel="")
     axes.set_xticks(np.arange(values.shape[1]) + 0.5, list(values.columns))
     axes.set_yticks(np.arange(values.shape[0]) + 0.5, list(values.index))
@@ -706,10 +709,10 @@ def length_distribution(
     chart = _chart(9, 3.9)
     axes = chart.subplots()
     edges = np.geomspace(words.min() * 0.97, words.max() * 1.03, 61)
-    axes.hist(words, bins=edges, color=COLOURS[0], edgecolor="white", linewidth=0.4)
+    axes.hist(words, bins=edges.tolist(), color=COLOURS[0], edgecolor="white", linewidth=0.4)
     _logarithmic(axes, min(words.min(), *limits) / 1.2, max(words.max(), *limits) * 1.4)
     axes.margins(y=0.3)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     for limit in limits:
         axes.axvline(limit, color=COLOURS[5], linestyle="--", linewidth=1.2)
         axes.annotate(f"{limit} words:\n{_percent((words > limit).mean())} longer", (limit, 0.985), xytext=(4, 0),
@@ -927,7 +930,7 @@ def distinctive_words_chart(
     return _finish(chart, title, f"Bars of the most distinctive words of each genre. {words}.")
 
 # %% ../nbs/02_eda.ipynb #d6a25c4e
-def _draw_cloud(axes, frequencies: pd.Series, title: str) -> None:
+def _draw_cloud(axes: Axes, frequencies: pd.Series, title: str) -> None:
     "A word cloud of a table of occurrences, or a note that there are no words."
     axes.set_axis_off()
     axes.set_title(title)

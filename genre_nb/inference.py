@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['NOT_SURE_MARGIN', 'DEFAULT_MODEL', 'MINIMUM_WORDS', 'SURE_LANGUAGE', 'PredictionWarning', 'WordContribution',
-           'Prediction', 'SavedModel', 'available_models', 'read_card', 'warnings_for', 'truncation_warnings',
-           'Classifier', 'contributions_of', 'predictions_for', 'load_classifier']
+           'Prediction', 'SavedModel', 'available_models', 'model_folder', 'read_card', 'warnings_for',
+           'truncation_warnings', 'Classifier', 'contributions_of', 'predictions_for', 'load_classifier']
 
 # %% ../nbs/12_inference.ipynb #627829aa
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -107,14 +108,21 @@ def available_models() -> list[str]:  # names, the default one first
     return sorted(names, key=lambda name: (name != DEFAULT_MODEL, name))
 
 
+def model_folder(
+    name: str,  # a member of `available_models()`
+) -> Path:
+    "The folder of a saved model; an unknown name is a ValueError that lists the known ones."
+    known = available_models()
+    if name not in known or (folder := find_folder("models", f"{name}/card.json")) is None:
+        raise ValueError(f"no saved model named {name!r}; there are: {', '.join(known) or 'none'}")
+    return folder.parent
+
+
 def read_card(
     name: str,  # a member of `available_models()`
 ) -> dict[str, Any]:
-    "The card of a saved model; ValueError for an unknown name (it lists the known ones) and for a card that can't be used."
-    known = available_models()
-    if name not in known:
-        raise ValueError(f"no saved model named {name!r}; there are: {', '.join(known) or 'none'}")
-    path = find_folder("models", f"{name}/card.json")
+    "The card of a saved model; ValueError for an unknown name and for a card that can't be used."
+    path = model_folder(name) / "card.json"
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         told = {key: card[key] for key in ("model", "version", "format")}
@@ -239,4 +247,4 @@ def load_classifier(
 ) -> Classifier:
     "Load a saved model by name; your own models win over packaged ones of the same name."
     card = read_card(name)
-    return Classifier(load_stored(find_folder("models", name), card["format"]), card)
+    return Classifier(load_stored(model_folder(name), card["format"]), card)

@@ -69,7 +69,7 @@ from transformers.utils import logging as transformers_logging
 # %% ../nbs/08_neural.ipynb #bc5ecc1c
 from .core import SEED, atomic_path
 from .data import hold_out
-from .evaluation import accuracy, fit_temperature, log_shares, macro_f1, softmax
+from .evaluation import Labels, accuracy, fit_temperature, log_shares, macro_f1, softmax
 from genre_nb.onnx_model import (
     MAX_LENGTH, MODEL_FILE, TOKENIZER_FILE, WINDOWS, NetworkSettings, encodable, token_ids, windows_of, write_settings,
 )
@@ -140,7 +140,7 @@ def load_encoder(
     return encoder
 
 
-def _pretrained(kind: type, backbone: str, **settings: Any) -> Any:
+def _pretrained(kind: Any, backbone: str, **settings: Any) -> Any:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # a pooler that is not used is worth no warning
     try:
@@ -439,7 +439,8 @@ class PlannedLoader(TfmdDL):
         plans: Sequence[list[np.ndarray]],  # of each epoch: row numbers of each batch
         **settings: Any,  # of fastai's TfmdDL
     ):
-        self.plans, self.epoch, self.samples = list(plans), -1, {}
+        self.plans, self.epoch = list(plans), -1
+        self.samples: dict[int, Any] = {}
         super().__init__(dataset, bs=1, num_workers=0, before_batch=pad_samples, **settings)
 
     def __len__(self) -> int:  # of the epoch before, if fastai asks between two; they differ by a few batches
@@ -567,12 +568,13 @@ def loss_weights(
 class MacroF1(Metric):
     "fastai metric: the mean F1 over genres."
 
-    def __init__(self, classes: Sequence[str]):  # genres, in the order of the scores
+    def __init__(self, classes: Labels):  # genres, in the order of the scores
         self.classes = np.asarray(classes)
 
     def reset(self) -> None:
         "Forget the epoch before."
-        self.answers, self.truth = [], []
+        self.answers: list[np.ndarray] = []
+        self.truth: list[np.ndarray] = []
 
     def accumulate(self, learn: Learner) -> None:
         "Take in a batch."
@@ -625,7 +627,7 @@ def make_learner(
     network: nn.Module,
     loaders: DataLoaders,
     loss: SourceLoss,
-    classes: Sequence[str],  # genres, in the order of the scores
+    classes: Labels,  # genres, in the order of the scores
 ) -> Learner:
     "A fastai learner; with rows to judge by, if the loaders have them."
     judged = loaders.valid is not loaders.train

@@ -95,7 +95,7 @@ class Preprocessor:
     repair: bool = True  # undo accents broken by a wrong encoding, where that is proved
     minimum_length: int = 2  # of a word, in characters
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self)
 
     def __call__(self, description: str) -> list[str]:
@@ -325,7 +325,7 @@ def _plan(
     english_only: bool,
     drop_short: bool,
 ) -> "dict[str, tuple[pd.DataFrame, dict[str, Any]]]":  # file -> the rows to filter and the filters
-    base = {"english_only": english_only, "drop_short": drop_short, "genres": None}
+    base: dict[str, Any] = {"english_only": english_only, "drop_short": drop_short, "genres": None}
     files = {name: (frame, base) for name, frame in {"train": train, **others}.items()}
     for (name, genres), split in product(set_genres(train).items(), ("train", "test")):
         frame = train if split == "train" else others["test"]

@@ -187,7 +187,7 @@ def mixed_precision() -> str:
     "\"bf16\" where the processor or the graphics card has it, else \"no\" (32 bits)."
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    instructions = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 can't say
+    instructions: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 can't say
     return "bf16" if instructions.get("avx512_bf16") or instructions.get("amx_bf16") else "no"
 
 
@@ -224,7 +224,8 @@ class Trainer:
     ):
         self.accelerator = Accelerator(mixed_precision=mixed_precision())
         self.network, self.examples, self.stage, self.options = network, examples, stage, options
-        self.validate, self.progress, self.best = validate, Progress(finished=not stage.epochs), None
+        self.validate, self.progress = validate, Progress(finished=not stage.epochs)
+        self.best: dict[str, torch.Tensor] | None = None  # the weights
         self.plan = [self._share(epoch_plan(stage.weights, examples.lengths, stage.batch_tokens, [stage.seed, epoch]))
                      for epoch in range(stage.epochs)]
         network.to(self.accelerator.device)
@@ -425,7 +426,8 @@ def stages_of(
 def _part(classifier: SmallBertClassifier, stage: Stage, examples: Examples,
           classes: np.ndarray) -> tuple[Examples, Stage, Callable[[nn.Module], float] | None]:
     "The rows of a stage and nothing else, so that the same stage has the same key in every fold."
-    weights, validate = stage.weights.copy(), None
+    weights = stage.weights.copy()
+    validate: Callable[[nn.Module], float] | None = None
     own = np.flatnonzero((examples.sources == 0) & (weights > 0))
     if classifier.patience is not None and len(own):
         held_out = own[hold_out(classes[examples.genres[own]].tolist(), seed=classifier.random_state)]
@@ -433,9 +435,11 @@ def _part(classifier: SmallBertClassifier, stage: Stage, examples: Examples,
             raise ValueError("Early stopping needs a genre with at least 4 reference rows: set patience to None.")
         weights[held_out] = 0.0
 
-        def validate(network: nn.Module) -> float:
+        def judge(network: nn.Module) -> float:
             scores = network_scores(network, [examples.windows[row] for row in held_out], classifier.max_length)
             return macro_f1(classes[examples.genres[held_out]], classes[scores.argmax(axis=1)], scored=classes)
+
+        validate = judge
 
     rows = np.flatnonzero(weights)
     soft = None if examples.soft is None or stage.name == "foreign" else examples.soft[rows]

@@ -11,7 +11,10 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from nltk.stem.api import StemmerI
 
 # %% ../nbs/04_text.ipynb #7a09cf7a
 def check_text(
@@ -130,7 +133,7 @@ def tokenize(
 
 # %% ../nbs/04_text.ipynb #3574ba96
 _CLITICS = ("'s", "'ll", "'re", "'ve", "'d", "'m")
-_TO_APOSTROPHE = str.maketrans({mark: "'" for mark in _APOSTROPHES})
+_TO_APOSTROPHE = str.maketrans(dict.fromkeys(_APOSTROPHES, "'"))
 _COMBINING = re.compile(f"[{_INVISIBLE}\\s]")
 
 
@@ -186,7 +189,7 @@ LONGEST_STEMMED = 40  # characters; no English word is longer, and rules of suff
 
 
 @cache
-def _stemmer(algorithm: str):
+def _stemmer(algorithm: str) -> "StemmerI":
     if algorithm == "porter":
         from nltk.stem.porter import PorterStemmer
 

@@ -40,7 +40,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
 from .core import SEED, PeakMemory, atomic_path, require
-from .evaluation import evaluate, fit_temperature, log_scores, softmax, write_json
+from .evaluation import Labels, evaluate, fit_temperature, log_scores, softmax, write_json
 from .preprocessing import Preprocessor
 from .text import STOP_WORDS, Token, check_descriptions
 
@@ -56,7 +56,7 @@ class DescriptionWords(TransformerMixin, BaseEstimator):
         self.stem = stem
         self.remove_stop_words = remove_stop_words
 
-    def fit(self, descriptions: Sequence[str], genres: Sequence[str] | None = None) -> "DescriptionWords":
+    def fit(self, descriptions: Sequence[str], genres: Labels | None = None) -> "DescriptionWords":
         "Nothing to learn."
         return self
 
@@ -103,7 +103,7 @@ REFERENCE_SOURCE = "train"  # the source name of rows like those that will be pr
 
 
 def source_columns(
-    sources: Sequence[str],  # where each row comes from
+    sources: Labels,  # where each row comes from
     strength: float,  # the value that marks a row; the larger, the less regularisation shrinks the mix
 ) -> csr_matrix:  # shape (rows, foreign sources), columns in alphabetical order
     "One column a foreign source, `strength` in its rows."
@@ -150,9 +150,9 @@ class DescriptionClassifier(ClassifierMixin, BaseEstimator):
     def fit(
         self,
         descriptions: Sequence[str],
-        genres: Sequence[str],
+        genres: Labels,
         sample_weight: Sequence[float] | None = None,  # weight of each row; a row of weight 0 is left out
-        sources: Sequence[str] | None = None,  # where each row comes from; all from the reference by default
+        sources: Labels | None = None,  # where each row comes from; all from the reference by default
     ) -> "DescriptionClassifier":
         "Learn; probabilities are uncalibrated (temperature 1) until `fit_calibrated` sets a temperature."
         return self.fit_prepared(self.prepare(descriptions), genres, sample_weight, sources)
@@ -205,8 +205,8 @@ class TfidfClassifier(DescriptionClassifier):
         "The processed words of each description, joined by spaces; nothing is learned."
         return description_words(self).transform(check_descriptions(descriptions))
 
-    def fit_prepared(self, prepared: Sequence[str], genres: Sequence[str], sample_weight: Sequence[float] | None = None,
-                     sources: Sequence[str] | None = None) -> "TfidfClassifier":
+    def fit_prepared(self, prepared: Sequence[str], genres: Labels, sample_weight: Sequence[float] | None = None,
+                     sources: Labels | None = None) -> "TfidfClassifier":
         "`fit` with what `prepare` returned."
         return fit_texts(self, prepared, genres, sample_weight, sources)
 
@@ -241,9 +241,9 @@ def description_words(
 def fit_texts(
     classifier: TfidfClassifier,  # changed in place
     texts: Sequence[str],  # processed words joined by spaces
-    genres: Sequence[str],
+    genres: Labels,
     sample_weight: Sequence[float] | None = None,
-    sources: Sequence[str] | None = None,
+    sources: Labels | None = None,
 ) -> TfidfClassifier:  # the same object, fitted
     "Learn the vocabulary, the TF-IDF weights and the model from the same rows and no others."
     texts, genres, weights, sources = training_columns(texts, genres, sample_weight, sources)
@@ -271,9 +271,9 @@ class Columns(NamedTuple):
 
 def training_columns(
     prepared: Sequence[Any],  # one item a row, as from `prepare`
-    genres: Sequence[str],
-    sample_weight: Sequence[float] | None = None,  # None: 1 everywhere
-    sources: Sequence[str] | None = None,  # None: the reference everywhere
+    genres: Labels,
+    sample_weight: Sequence[float] | np.ndarray | None = None,  # None: 1 everywhere
+    sources: Labels | None = None,  # None: the reference everywhere
 ) -> Columns:  # of rows with a weight
     "The columns of a fit, without rows of weight 0; a ValueError says what is wrong with them."
     genres = np.array(list(genres), dtype=str)
@@ -284,7 +284,7 @@ def training_columns(
             raise ValueError(f"There are {len(prepared):,} descriptions but {len(values):,} {name}.")
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError("Sample weights must be finite numbers, none negative.")
-    kept = np.flatnonzero(weights)
+    kept = np.flatnonzero(weights).tolist()
     if not any(prepared[row] for row in kept):
         raise ValueError("There is nothing to learn from: no description with a word and a weight above 0.")
     return Columns([prepared[row] for row in kept], genres[kept], weights[kept], [sources[row] for row in kept])
@@ -377,9 +377,10 @@ def near_duplicates(
     for position, found in enumerate(runs):
         for run in found:
             places.setdefault(run, []).append(position)
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for other, description in enumerate(others):
-        found, shared = _runs(description, words), {}
+        found = _runs(description, words)
+        shared: dict[int, int] = {}
         for run in found:
             for position in places.get(run, ()):
                 shared[position] = shared.get(position, 0) + 1
@@ -456,7 +457,7 @@ def cross_validate_classifier(
 
 # %% ../nbs/07_tfidf.ipynb #d1ffa036
 def stratified_folds(
-    genres: Sequence[str],
+    genres: Labels,
     folds: int = 3,
     seed: int = SEED,
 ) -> list[np.ndarray]:  # the held-out positions of each fold; together every position once
@@ -478,7 +479,8 @@ def _row_columns(rows: "DataFrame") -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _twins(rows: "DataFrame", reference: np.ndarray) -> dict[int, list[int]]:
-    descriptions, twins = rows["description"].tolist(), {}
+    descriptions: list[str] = rows["description"].tolist()
+    twins: dict[int, list[int]] = {}
     for position, row in near_duplicates([descriptions[row] for row in reference], descriptions):
         twins.setdefault(position, []).append(row)
     return twins
@@ -509,8 +511,8 @@ class Correction(NamedTuple):
 # %% ../nbs/07_tfidf.ipynb #93bba77f
 def fit_correction(
     scores: np.ndarray,  # of rows the model was not trained on, shape (rows, classes)
-    genres: Sequence[str],  # the true genre of each row, a member of `classes`
-    classes: Sequence[str],  # the genre of each column
+    genres: Labels,  # the true genre of each row, a member of `classes`
+    classes: Labels,  # the genre of each column
     own_penalty: float = OWN_PENALTY,
     cross_penalty: float = CROSS_PENALTY,
 ) -> Correction:
@@ -537,8 +539,8 @@ def fit_correction(
 # %% ../nbs/07_tfidf.ipynb #0ec380a5
 def cross_fitted_scores(
     scores: np.ndarray,  # out-of-fold scores, shape (rows, classes)
-    genres: Sequence[str],
-    classes: Sequence[str],
+    genres: Labels,
+    classes: Labels,
     folds: int = 5,
     seed: int = SEED,
 ) -> np.ndarray:  # same shape
@@ -563,9 +565,10 @@ def fold_correction(
 ) -> TfidfClassifier:  # the same object
     "Put a correction into the coefficients, so that `decision_scores` gives corrected scores; those of a linear model become half precise."
     model = classifier.pipeline_["model"]
-    if not hasattr(model, "coef_") and not isinstance(model, MultinomialNB):
+    learned = linear_weights(model)
+    if learned is None or isinstance(model, ComplementNB):
         raise ValueError(f"A correction can't be folded into a {type(model).__name__}: it has no coefficients.")
-    coefficients, intercepts = linear_weights(model)
+    coefficients, intercepts = learned
     coefficients = correction.matrix.T @ coefficients
     intercepts = correction.apply(intercepts)
     if isinstance(model, MultinomialNB):
@@ -615,7 +618,7 @@ def validation_table(
 def genre_words(
     classifier: TfidfClassifier,  # fitted and linear
     top: int = 10,  # terms a genre
-    genres: Sequence[str] | None = None,  # of which genres; all by default
+    genres: Labels | None = None,  # of which genres; all by default
     stop_words: bool = False,  # list terms with stop words too
 ) -> "DataFrame":  # genre, term, coefficient, weight; strongest first
     "The terms that speak most for each genre."
@@ -650,7 +653,7 @@ def _column(classifier: TfidfClassifier, genre: str) -> int:
 # %% ../nbs/07_tfidf.ipynb #d14f700b
 def genre_words_plot(
     classifier: TfidfClassifier,  # fitted and linear
-    genres: Sequence[str] = ("western", "horror", "documentary", "sci-fi", "romance", "sport"),
+    genres: Labels = ("western", "horror", "documentary", "sci-fi", "romance", "sport"),
     top: int = 8,  # terms a genre
 ) -> "Figure":
     "The terms that speak most for some genres, as bars."
@@ -676,13 +679,14 @@ def word_contributions(
 ) -> list[tuple[str, int, int, float]]:  # (word as written, start, end, contribution), in text order
     "What each word adds to the score of a genre; with the intercept, the sum is the score."
     column = _column(classifier, genre)
-    if linear_weights(classifier.pipeline_["model"]) is None:
+    learned = linear_weights(classifier.pipeline_["model"])
+    if learned is None:
         raise ValueError(f"A {type(classifier.pipeline_['model']).__name__} has no exact word contributions.")
     [description] = check_descriptions([description])
     vectorizer = classifier.pipeline_["terms"]
     tokens = classifier.pipeline_["words"].preprocessor().tokens(description)
     table = csr_matrix(vectorizer.transform([" ".join(token.text for token in tokens)])).astype(np.float64)
-    coefficients = linear_weights(classifier.pipeline_["model"])[0][column, table.indices]
+    coefficients = learned[0][column, table.indices]
     added = dict(zip(table.indices.tolist(), (table.data * coefficients).tolist()))
     shares = _shared_contributions(tokens, vectorizer, added)
     return [(description[token.start:token.end], token.start, token.end, float(share))

@@ -65,6 +65,12 @@ class Recipe:
     members: Mapping[str, float] = field(default_factory=dict)  # of an ensemble: model -> weight
     quick: Mapping[str, Any] = field(default_factory=dict)  # settings for a trial that shows nothing but that it runs
 
+    def classifier(self) -> Any:  # not fitted
+        "A fresh classifier; an ensemble, whose members are trained instead, is a ValueError."
+        if self.build is None:
+            raise ValueError(f"an ensemble has nothing to fit; train its members: {', '.join(self.members)}")
+        return self.build()
+
 # %% ../nbs/11_training.ipynb #a7c050fe
 def _network(module: str, factory: str) -> Callable[[], Any]:
     return lambda: getattr(importlib.import_module(f"genre_nb.{module}"), factory)()
@@ -263,7 +269,7 @@ def cross_validated(
     "What a recipe answers for reference rows it has not seen; a network's is kept, and looked for first."
     from genre_nb.class_imbalance import find_strategy, validate_repeatedly
 
-    kept, classifier = recipe.network and classifier is None, classifier or recipe.build()
+    kept, classifier = recipe.network and classifier is None, classifier or recipe.classifier()
     folder = processed_directory() / "studies" if kept else None
     return validate_repeatedly(classifier, rows, find_strategy(balance).before, repeats=1, folder=folder)[0]
 
@@ -274,7 +280,7 @@ def quick_classifier(
     folder: Path,  # for an encoder of random weights, if one is needed
 ) -> Any:  # not fitted
     "A recipe's classifier for a trial: it learns little, and needs nothing from elsewhere."
-    classifier = recipe.build().set_params(**recipe.quick)
+    classifier = recipe.classifier().set_params(**recipe.quick)
     if "backbone" not in classifier.get_params():
         return classifier
     from genre_nb.neural import tiny_backbone
@@ -293,7 +299,7 @@ def train_classifier(
     recipe, started = RECIPES[name], time.monotonic()
     rows = recipe_rows(recipe, dataset)
     with TemporaryDirectory() as folder:
-        classifier = recipe.build()
+        classifier = recipe.classifier()
         if options.quick:
             classifier = quick_classifier(recipe, rows, Path(folder))
         validation = cross_validated(recipe, rows, options.balance, classifier if options.quick else None)
@@ -455,7 +461,7 @@ def write_model(
         results["milliseconds"] = round(milliseconds_each(stored, dataset.test["description"].tolist()), 2)
         card = json.dumps(model_card(name, options, trained.rows, dataset, results), indent=2, ensure_ascii=False)
         (folder / "card.json").write_text(card + "\n", encoding="utf-8")
-        folders = [folder, *(find_folder("models", member["model"]) for member in trained.members)]
+        folders = [folder, *filter(None, (find_folder("models", member["model"]) for member in trained.members))]
         results["megabytes"] = round(sum(path.stat().st_size for place in folders for path in place.iterdir()) / 1e6, 2)
     write_metrics(saved, results)
     return results

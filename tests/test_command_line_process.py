@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import termios
 import threading
+from contextlib import suppress
 from io import BufferedReader, BytesIO, RawIOBase, StringIO, TextIOWrapper
 from pathlib import Path
 
@@ -109,10 +110,8 @@ def start(tmp_path, environment):
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
-            try:
+            with suppress(BrokenPipeError):
                 pipe and pipe.close()
-            except BrokenPipeError:
-                pass
 
 
 # A shell that runs pytest in the background makes it, and so its children, deaf to SIGINT: undo that before exec.

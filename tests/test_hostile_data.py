@@ -380,7 +380,7 @@ def test_a_name_given_twice_in_json_is_still_one_row(folder):
 
 def test_an_id_that_comes_back_is_rejected_however_it_is_written(folder):
     lines = [
-        '{"id": %s, "title": "M", "genre": "crime", "description": "x"}' % name
+        f'{{"id": {name}, "title": "M", "genre": "crime", "description": "x"}}'
         for name in ("1", '"1"', '" 1 "', "01", '"01"')
     ]
     found = outcomes(folder, "\n".join(lines).encode(), "m.jsonl")

@@ -80,7 +80,7 @@ def test_years_are_years_and_titles_are_names(dataset):
 
 @needs_data
 def test_no_training_row_repeats_a_test_description(dataset):
-    rows = training_rows(dataset, {name: 0.3 for name in dataset.extra})
+    rows = training_rows(dataset, dict.fromkeys(dataset.extra, 0.3))
     extra = rows[rows["source"] != "train"]
     tested = set(dataset.test["description"].map(fingerprint))
     assert not set(extra["description"].map(fingerprint)) & tested
