@@ -29,7 +29,7 @@ from genre_nb.evaluation import format_score
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 HIDDEN = re.compile(r"^#\| *(hide|default_exp)\b", re.MULTILINE)
-LONGEST_VALUE = 200  # characters of a constant that the reference shows
+LONGEST_VALUE = 400  # characters of a constant that the reference shows
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 QUOTED_NAME = re.compile(r"(?<![`\w])`([A-Za-z0-9_]+)`(?!`)")
 
@@ -279,7 +279,8 @@ def toctree(entries: list[str], **options: Any) -> str:
 
 def write(path: Path, paragraphs: list[str]) -> None:
     "Write a page."
-    path.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+    text = "\n\n".join(paragraphs) + "\n"
+    path.write_text(re.sub(r"(?<=\d)–(?=\d)", "–\u2060", text), encoding="utf-8")  # an interval stays on one line
 
 
 # ---- all of it ----

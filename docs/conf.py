@@ -9,7 +9,7 @@ from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from docments_reference import describe, skip  # noqa: E402
+from docments_reference import describe, find_source, skip  # noqa: E402
 
 from genre_nb import __version__  # noqa: E402
 
@@ -26,6 +26,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
+viewcode_follow_imported_members = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
@@ -76,3 +77,4 @@ def setup(app) -> None:
     app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
     app.connect("autodoc-process-docstring", describe)
     app.connect("autodoc-skip-member", skip)
+    app.connect("viewcode-find-source", find_source)

@@ -1,8 +1,10 @@
 """Show docments in the reference: the comments behind parameters become field lists that Sphinx understands."""
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from fastcore.docments import docments
@@ -21,6 +23,25 @@ def skip(app, kind: str, name: str, documented: Any, would_skip: bool, options: 
     "Called by autodoc for each member: leave out what scikit-learn adds to classifiers, and fields, which the class lists."
     added = re.fullmatch(r"set_\w+_request", name) or str(getattr(documented, "__doc__", "")).startswith("Alias for field number")
     return True if added else None
+
+
+def find_source(app, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
+    "Called by viewcode: the code of a module and the lines of its definitions. (Sphinx's own parser stops at f-strings in annotations.)"
+    code = inspect.getsource(import_module(module))
+    tags = {}
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            tags[node.name] = lines_of(node)
+        if isinstance(node, ast.ClassDef):
+            methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
+            tags |= {f"{node.name}.{method.name}": lines_of(method) for method in methods}
+    return code, tags
+
+
+def lines_of(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, int, int]:
+    "(kind, first line, last line) of a definition with its decorators."
+    kind = "class" if isinstance(node, ast.ClassDef) else "def"
+    return kind, min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]), node.end_lineno
 
 
 def field_lines(documented: Any) -> Iterator[str]:
