@@ -54,6 +54,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from uuid import uuid4
 
+import h11
 import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -1609,6 +1610,13 @@ class PatientProtocol(H11Protocol):
         "It stops for good."
         super().connection_lost(exc)
         self.stop_clock()
+
+    def send_400_response(self, msg: str) -> None:
+        "Refuse what is no HTTP; where the request was answered already, what follows it gets no second answer."
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def watch(self) -> None:
         "Start or stop the clock."
