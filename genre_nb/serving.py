@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['MAXIMUM_DESCRIPTIONS', 'MAXIMUM_CHARACTERS', 'MAXIMUM_BODY', 'BODY_SECONDS', 'ANSWER_SECONDS', 'QUEUE_LIMIT',
            'EXAMPLE_DESCRIPTION', 'LOGGER', 'SHARED_METRICS', 'Description', 'WHAT_IS_WRONG', 'WHAT_TO_SEND',
-           'BODY_EXAMPLE', 'LOOPBACK_NAMES', 'SECURITY_HEADERS', 'REFUSALS', 'ICON', 'API_DESCRIPTION', 'METHODS',
-           'SHOWN_BARS', 'PLAIN_BELOW', 'EXAMPLES', 'HEADER', 'PAGE_STYLE', 'RESULT_STYLE', 'WORDS_STYLE',
-           'EXAMPLE_SCRIPT', 'BAR_SCRIPT', 'PAGE_SCRIPT', 'HEAD_SECONDS', 'LAST_REQUEST_SECONDS', 'STOP_SECONDS',
-           'OPEN_FILES', 'PROCESSES', 'ApiError', 'quoted', 'usable_cards', 'Models', 'load_or_refuse', 'WorkQueue',
-           'answer_of', 'Metrics', 'Service', 'whole_number', 'PredictRequest', 'GenreProbability', 'WarningAnswer',
-           'WordAnswer', 'PredictionAnswer', 'PredictAnswer', 'prediction_answer', 'FieldProblem', 'Problem',
-           'json_kind', 'field_name', 'field_problem', 'problem_response', 'add_error_handlers', 'host_name',
-           'header_of', 'read_body', 'RequestGuard', 'replay', 'request_id_of', 'RequestRecord', 'log_failure',
-           'add_prediction_routes', 'ProbabilitiesAnswer', 'add_reference_route', 'GenresAnswer', 'ModelAnswer',
-           'ModelsAnswer', 'HealthAnswer', 'add_information_routes', 'add_documentation_routes', 'add_other_methods',
-           'refuse_method', 'safe', 'verdict_html', 'percent', 'bar_html', 'bars_html', 'warnings_html', 'notice_html',
-           'highlighted_html', 'strongest_html', 'words_html', 'shown', 'explained_html', 'result_html',
-           'examples_html', 'card_facts', 'footer_html', 'build_demo', 'connect_demo', 'client_endpoint', 'mount_demo',
-           'document_models', 'create_app', 'PortInUse', 'listen', 'listen_error', 'PatientProtocol', 'web_server',
-           'is_loopback', 'Server', 'describe', 'launch', 'allow_open_files', 'run_worker', 'follow_parent', 'Worker',
-           'Workers', 'serve', 'log_to']
+           'BODY_EXAMPLE', 'LOOPBACK_NAMES', 'SECURITY_HEADERS', 'REFUSALS', 'REQUEST_EXAMPLES', 'ICON',
+           'API_DESCRIPTION', 'METHODS', 'SHOWN_BARS', 'PLAIN_BELOW', 'EXAMPLES', 'HEADER', 'PAGE_STYLE',
+           'RESULT_STYLE', 'WORDS_STYLE', 'EXAMPLE_SCRIPT', 'BAR_SCRIPT', 'PAGE_SCRIPT', 'HEAD_SECONDS',
+           'LAST_REQUEST_SECONDS', 'STOP_SECONDS', 'OPEN_FILES', 'PROCESSES', 'ApiError', 'quoted', 'usable_cards',
+           'Models', 'load_or_refuse', 'WorkQueue', 'answer_of', 'Metrics', 'Service', 'whole_number', 'PredictRequest',
+           'GenreProbability', 'WarningAnswer', 'WordAnswer', 'PredictionAnswer', 'PredictAnswer', 'prediction_answer',
+           'FieldProblem', 'Problem', 'json_kind', 'field_name', 'field_problem', 'problem_response',
+           'add_error_handlers', 'host_name', 'header_of', 'read_body', 'RequestGuard', 'replay', 'request_id_of',
+           'RequestRecord', 'log_failure', 'documented_refusal', 'add_prediction_routes', 'ProbabilitiesAnswer',
+           'add_reference_route', 'GenresAnswer', 'ModelAnswer', 'ModelsAnswer', 'HealthAnswer',
+           'add_information_routes', 'add_documentation_routes', 'add_other_methods', 'refuse_method', 'safe',
+           'verdict_html', 'percent', 'bar_html', 'bars_html', 'warnings_html', 'notice_html', 'highlighted_html',
+           'strongest_html', 'words_html', 'shown', 'explained_html', 'result_html', 'examples_html', 'card_facts',
+           'footer_html', 'build_demo', 'connect_demo', 'client_endpoint', 'mount_demo', 'document_models',
+           'create_app', 'PortInUse', 'listen', 'listen_error', 'PatientProtocol', 'web_server', 'is_loopback',
+           'Server', 'describe', 'launch', 'allow_open_files', 'run_worker', 'follow_parent', 'Worker', 'Workers',
+           'serve', 'log_to']
 
 # %% ../nbs/15_serving.ipynb #d874310e
 from .core import GENRES, require
@@ -56,7 +57,7 @@ from uuid import uuid4
 
 import h11
 import uvicorn
-from fastapi import FastAPI, Query, Request
+from fastapi import Body, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -363,7 +364,7 @@ class PredictAnswer(BaseModel):
     model_config = ConfigDict(protected_namespaces=(), json_schema_extra={"examples": [{
         "model": DEFAULT_MODEL, "model_version": "0.1.0", "predictions": [{
             "genre": "western", "probability": 0.93, "probabilities": [{"genre": "western", "probability": 0.93}],
-            "warnings": [], "explanation": None}]}]})
+            "warnings": [], "explanation": [{"word": "sheriff", "start": 83, "end": 90, "contribution": 2.77}]}]}]})
 
     model: str
     model_version: str
@@ -713,15 +714,40 @@ def log_failure(
     )
 
 # %% ../nbs/15_serving.ipynb #8464c18f
+def documented_refusal(
+    description: str,  # when it comes
+    detail: str,  # an example
+    field: str | None = None,  # the part of the request that the example names; empty: the body, None: not a part
+) -> dict[str, Any]:  # for the OpenAPI document
+    "A refusal with an example."
+    errors = [] if field is None else [{"field": field, "message": detail}]
+    content = {"application/json": {"example": {"detail": detail, "errors": errors}}}
+    return {"model": Problem, "description": description, "content": content}
+
+
 REFUSALS = {
-    status: {"model": Problem, "description": description}
-    for status, description in {
-        400: "The body is not JSON.",
-        413: "The body is too large.",
-        415: "The body is not declared as JSON.",
-        422: "Something in the request is not valid; `detail` says what to send.",
-        503: "The server is busy; try again after `Retry-After` seconds.",
-    }.items()
+    400: documented_refusal("The body is not JSON.",
+                            f"the body is not valid JSON (Expecting value, at character 0); {BODY_EXAMPLE}", ""),
+    413: documented_refusal("The body is too large.",
+                            f"the body is over {MAXIMUM_BODY:,} bytes; send fewer or shorter descriptions"),
+    415: documented_refusal("The body is not declared as JSON.",
+                            "send the body as JSON, with the header Content-Type: application/json"),
+    422: documented_refusal("Something in the request is not valid; `detail` says what to send.",
+                            f"top_k is too small; {WHAT_TO_SEND['top_k']}", "top_k"),
+    503: documented_refusal("The server is busy; try again after `Retry-After` seconds.",
+                            "the server is busy; send the request again in a second"),
+}
+REQUEST_EXAMPLES = {  # for Swagger UI, which offers them as a choice
+    "one": {"summary": "One description", "value": {"descriptions": [EXAMPLE_DESCRIPTION]}},
+    "explained": {
+        "summary": "Why? What each word adds",
+        "value": {"descriptions": [EXAMPLE_DESCRIPTION], "top_k": 2, "explain": True},
+    },
+    "several": {
+        "summary": "Several at once, by a model of your choice",
+        "value": {"descriptions": [EXAMPLE_DESCRIPTION, "Two sisters quarrel over a house by the sea and an old love."],
+                  "model": DEFAULT_MODEL, "top_k": 5},
+    },
 }
 
 
@@ -734,7 +760,9 @@ def add_prediction_routes(
     @app.post(
         "/predict", tags=["Predict"], summary="Genres of descriptions", responses=REFUSALS, response_model=PredictAnswer
     )
-    async def predict(wanted: PredictRequest, request: Request) -> PredictAnswer:
+    async def predict(
+        wanted: Annotated[PredictRequest, Body(openapi_examples=REQUEST_EXAMPLES)], request: Request
+    ) -> PredictAnswer:
         "Classify 1 to 64 descriptions. The answer has a prediction for each, in the order sent."
         request.state.noted.update(descriptions=len(wanted.descriptions), characters=sum(map(len, wanted.descriptions)))
         work = service.queue.submit(service.predict, wanted.descriptions, wanted.model, wanted.explain)
@@ -782,23 +810,27 @@ def add_reference_route(
 class GenresAnswer(BaseModel):
     "The genres, in the order of every index."
 
-    genres: list[str]
+    genres: Annotated[list[str], Field(examples=[list(GENRES)])]
 
 
 class ModelAnswer(BaseModel):
     "A model that can be asked."
 
-    name: str
-    version: str
+    name: Annotated[str, Field(examples=[DEFAULT_MODEL])]
+    version: Annotated[str, Field(examples=["0.1.0"])]
     default: Annotated[bool, Field(description="Does it answer when a request names no model?")]
     loaded: Annotated[bool, Field(description="Is it in memory? If not, its first request takes longer.")]
-    card: Annotated[dict[str, Any], Field(description="Training data, metrics, calibration, intended use, licences.")]
+    card: Annotated[
+        dict[str, Any],
+        Field(description="Training data, metrics, calibration, intended use, licences.",
+              examples=[{"model": DEFAULT_MODEL, "version": "0.1.0", "format": "skops", "genres": list(GENRES)}]),
+    ]
 
 
 class ModelsAnswer(BaseModel):
     "The models at hand."
 
-    default: str
+    default: Annotated[str, Field(examples=[DEFAULT_MODEL])]
     models: list[ModelAnswer]
 
 
@@ -807,9 +839,9 @@ class HealthAnswer(BaseModel):
 
     live: Annotated[bool, Field(description="The process answers.")]
     ready: Annotated[bool, Field(description="The default model is loaded and the server is not stopping.")]
-    version: str
-    models: list[str]
-    uptime_seconds: float
+    version: Annotated[str, Field(examples=[__version__])]
+    models: Annotated[list[str], Field(examples=[[DEFAULT_MODEL, "small_bert"]])]
+    uptime_seconds: Annotated[float, Field(examples=[86.4])]
 
 # %% ../nbs/15_serving.ipynb #8f2dfcbb
 def add_information_routes(
