@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAXIMUM_DESCRIPTIONS', 'MAXIMUM_CHARACTERS', 'MAXIMUM_BODY', 'BODY_SECONDS', 'ANSWER_SECONDS', 'QUEUE_LIMIT',
-           'EXAMPLE_DESCRIPTION', 'LOGGER', 'SHARED_METRICS', 'Description', 'WHAT_IS_WRONG', 'WHAT_TO_SEND',
-           'BODY_EXAMPLE', 'LOOPBACK_NAMES', 'SECURITY_HEADERS', 'REFUSALS', 'REQUEST_EXAMPLES', 'ICON',
+           'EXAMPLE_DESCRIPTION', 'LOGGER', 'SHARED_METRICS', 'NOT_BLANK', 'Description', 'WHAT_IS_WRONG',
+           'WHAT_TO_SEND', 'BODY_EXAMPLE', 'LOOPBACK_NAMES', 'SECURITY_HEADERS', 'REFUSALS', 'REQUEST_EXAMPLES', 'ICON',
            'API_DESCRIPTION', 'METHODS', 'SHOWN_BARS', 'PLAIN_BELOW', 'EXAMPLES', 'HEADER', 'PAGE_STYLE',
            'RESULT_STYLE', 'WORDS_STYLE', 'EXAMPLE_SCRIPT', 'BAR_SCRIPT', 'PAGE_SCRIPT', 'HEAD_SECONDS',
            'LAST_REQUEST_SECONDS', 'STOP_SECONDS', 'OPEN_FILES', 'PROCESSES', 'ApiError', 'quoted', 'usable_cards',
@@ -293,7 +293,8 @@ def whole_number(
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 # %% ../nbs/15_serving.ipynb #6f638726
-Description = Annotated[str, StringConstraints(min_length=1, max_length=MAXIMUM_CHARACTERS, pattern=r"\S")]
+NOT_BLANK = r"[^\t-\r\x1c- \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # what Python does not strip
+Description = Annotated[str, StringConstraints(min_length=1, max_length=MAXIMUM_CHARACTERS, pattern=NOT_BLANK)]
 
 
 class PredictRequest(BaseModel):
@@ -795,7 +796,7 @@ def add_reference_route(
     )
     async def get_probabilities(
         processed_description: Annotated[
-            str, Query(min_length=1, max_length=MAXIMUM_CHARACTERS, pattern=r"\S", examples=[EXAMPLE_DESCRIPTION])
+            str, Query(min_length=1, max_length=MAXIMUM_CHARACTERS, pattern=NOT_BLANK, examples=[EXAMPLE_DESCRIPTION])
         ],
         response: Response,
     ) -> ProbabilitiesAnswer:
