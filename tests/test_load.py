@@ -50,9 +50,10 @@ async def ask_until_refused(port: int, keep_alive: bool, outcomes: Counter) -> N
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
-def test_stop_under_load_loses_no_request(start_server):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_stop_under_load_loses_no_request(start_server, workers):
     "Every request gets its whole answer, or its connection is refused: none is taken and then cut off."
-    server = start_server("--no-demo")
+    server = start_server("--no-demo", "--workers", workers)
     outcomes: Counter = Counter()
 
     async def load() -> None:
