@@ -112,12 +112,12 @@ async def load(port: int, model: str, clients: int, seconds: float, memory: Call
     return tally, readings
 
 
-async def one_after_the_other(port: int, model: str, requests: int, seed: int) -> Tally:
+async def one_after_the_other(port: int, model: str, requests: int, seed: int, explain: bool = False) -> Tally:
     "One client, so many requests: what a single caller waits."
     tally, random_words = Tally(), random.Random(seed)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for _ in range(requests):
-        request, begin = prediction_request(model, random_words), time.perf_counter()
+        request, begin = prediction_request(model, random_words, explain), time.perf_counter()
         writer.write(request)
         status, _, _ = await read_answer(reader)
         tally.outcomes[str(status)] += 1
@@ -210,11 +210,14 @@ async def measure(wanted: argparse.Namespace, process: int, port: int) -> dict:
     await one_after_the_other(port, wanted.model, wanted.warm_up, 0)  # loads the model
     with_model = memory_of(process)
     single = await one_after_the_other(port, wanted.model, wanted.requests, 1)
+    explained = await one_after_the_other(port, wanted.model, max(wanted.requests // 4, 1), 2, explain=True)
     alone, beside = await beside_stalled(port, wanted.model, wanted.stalled, wanted.requests)
     tally, readings = await load(port, wanted.model, wanted.clients, wanted.seconds, lambda: memory_of(process))
     return {
         "models": listed,
         "one_client": {"requests": wanted.requests, "milliseconds": percentiles(single.milliseconds), "statuses": dict(single.outcomes)},
+        "one_client_explained": {"requests": max(wanted.requests // 4, 1), "milliseconds": percentiles(explained.milliseconds),
+                                 "statuses": dict(explained.outcomes)},
         "beside_stalled_connections": {
             "connections": wanted.stalled, "milliseconds": percentiles(beside.milliseconds), "statuses": dict(beside.outcomes),
             "times_slower": round(percentiles(beside.milliseconds)["p50"] / percentiles(alone.milliseconds)["p50"], 2)},
@@ -270,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(json.dumps(report, indent=2))
     if wanted.output:
         write_report(report, wanted.output)
-    statuses = {status for part in ("one_client", "beside_stalled_connections", "load") for status in report[part]["statuses"]}
+    statuses = {status for part in ("one_client", "one_client_explained", "beside_stalled_connections", "load") for status in report[part]["statuses"]}
     return 0 if statuses <= {"200", "503"} and report["exit_code"] == 0 else 1
 
 

@@ -116,3 +116,51 @@ def test_reference_route(client, text):
 def test_any_path_and_headers(client, path, headers):
     ours = {name: value for name, value in headers.items() if name.lower() not in ("host", "content-length", "transfer-encoding")}
     assert client.get("/" + quote(path), headers=ours).status_code < 500
+
+
+# The examples of the document
+
+def examples_of(document) -> tuple[list[dict], dict[str, dict]]:
+    "The requests and the answers that the document shows for /predict."
+    operation = document.raw_schema["paths"]["/predict"]["post"]
+    requests = [example["value"] for example in operation["requestBody"]["content"]["application/json"]["examples"].values()]
+    requests += document.raw_schema["components"]["schemas"]["PredictRequest"]["examples"]
+    answers = {status: answer["content"]["application/json"] for status, answer in operation["responses"].items()}
+    return requests, {status: content["example"] for status, content in answers.items() if "example" in content}
+
+
+def test_examples_of_requests_are_answered(document, client):
+    requests, _ = examples_of(document)
+    assert len(requests) == 4
+    for request in requests:
+        answer = client.post("/predict", json=request)
+        assert answer.status_code == 200 and len(answer.json()["predictions"]) == len(request["descriptions"]), answer.text
+
+
+def test_examples_of_refusals_are_what_is_answered(document, client):
+    _, refusals = examples_of(document)
+    from fastapi.testclient import TestClient
+
+    from genre_nb.serving import create_app
+
+    busy = TestClient(create_app(demo=False, queue_limit=0))
+    asked = {
+        "400": client.post("/predict", content=b"?", headers=JSON_HEADERS),
+        "413": client.post("/predict", content=b"x" * 2_000_001, headers=JSON_HEADERS),
+        "415": client.post("/predict", data={"descriptions": "a"}),
+        "422": client.post("/predict", json={"descriptions": ["A boat sinks."], "top_k": 0}),
+        "503": busy.post("/predict", json={"descriptions": ["A boat sinks."]}),
+    }
+    assert {status: answer.json() for status, answer in asked.items()} == refusals
+    assert all(str(answer.status_code) == status for status, answer in asked.items())
+
+
+def test_examples_of_answers_have_their_shape(document):
+    schemas = document.raw_schema["components"]["schemas"]
+    for example in schemas["PredictAnswer"]["examples"]:
+        answer = PredictAnswer.model_validate(example)
+        [word] = answer.predictions[0].explanation
+        assert schemas["PredictRequest"]["examples"][0]["descriptions"][0][word.start:word.end] == word.word
+    for name in ("GenresAnswer", "ModelAnswer", "ModelsAnswer", "HealthAnswer"):
+        plain = [field for field, about in schemas[name]["properties"].items() if about.get("type") in ("string", "number", "object")]
+        assert all("examples" in schemas[name]["properties"][field] for field in plain), name

@@ -455,3 +455,23 @@ def test_workers_and_demo_do_not_go_together():
     assert done.returncode == 2 and done.stdout == ""
     [line] = done.stderr.splitlines()
     assert line.startswith("genre_nb: --workers needs --no-demo, because")
+
+
+# Programs that speak Gradio's protocol
+
+def test_gradio_client_can_ask_the_demo(demo_server):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(demo_server.url, verbose=False, analytics_enabled=False)
+    try:
+        assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/classify"]
+        found = client.predict(WESTERN, api_name="/classify")
+        assert found["genre"] == "western" and len(found["probabilities"]) == 27
+        assert client.predict(WESTERN, "small_bert", api_name="/classify")["model"] == "small_bert"
+        with pytest.raises(AppError, match="send a text of 1 to 20,000 characters"):
+            client.predict(" ", api_name="/classify")
+        with pytest.raises(AppError, match="model 'oracle' is unknown"):
+            client.predict(WESTERN, "oracle", api_name="/classify")
+    finally:
+        client.close()
