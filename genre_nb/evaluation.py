@@ -585,6 +585,7 @@ def evaluate(
         "per_genre": {genre: {name: by_genre[name][column] for name in ("precision", "recall", "f1")}
                       | {"support": int(matrix[column].sum())} for column, genre in enumerate(scored)},
         "confusion_matrix": matrix.tolist(),
+        "reliability": [bar._asdict() for bar in calibration_bins(kept, table, scored) if bar.rows],
     }
 
 # %% ../nbs/06_evaluation.ipynb #d587b60a

@@ -88,11 +88,13 @@ def classify(page, text: str) -> None:
 
 def open_tab(page, name: str) -> None:
     "Choose a tab with the mouse; on a narrow window some are in a menu."
-    tab = page.get_by_role("tab", name=name)
-    if not (tab.count() and tab.first.is_visible()):
-        page.locator("#g-tabs .overflow-menu > button").click()
+    tab = page.locator("#g-tabs [role=tab]:visible", has_text=name)
+    menu = page.locator("#g-tabs .overflow-menu > button:visible")
+    tab.or_(menu).first.wait_for()
+    if not tab.count():
+        menu.click()
         tab = page.locator("#g-tabs .overflow-dropdown button", has_text=name)
-    tab.first.click()
+    tab.click()
 
 
 @pytest.mark.parametrize("genre", PLOTS)
@@ -240,3 +242,22 @@ def test_all_models_are_asked_about_the_same_text(open_page, pictures, width, sc
     page.wait_for_function("document.querySelector('.g-compare .g-verdict').textContent.startsWith('Western')")
     open_tab(page, "Classify")
     assert page.locator("#g-description textarea").input_value() == PLOTS["western"]  # one text for the whole page
+
+
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
+def test_scores_are_shown_without_a_plotting_library(open_page, pictures, width, scheme):
+    page = open_page(width=width, height=844, scheme=scheme)
+    open_tab(page, "How good is it?")
+    page.locator(".g-scores").wait_for()
+    measured = page.locator(".g-leaderboard tbody tr").count()
+    assert measured >= 5 and "linear_svm" in page.locator(".g-leaderboard tr[aria-current]").inner_text()
+    assert page.locator(".g-matrix tbody tr").count() == page.locator(".g-genres tbody tr").count() == 27
+    assert page.locator(".g-plot circle").count() > 3 or "Train the model again" in page.locator(".g-scores").inner_text()
+    page.screenshot(path=pictures / f"scores-{scheme}-{width}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not page.evaluate("""() => [...document.querySelectorAll('.g-scores .g-table')]
+        .filter(table => table.offsetParent && table.scrollWidth > table.closest('.g-card').clientWidth).length""")
+    before = page.locator(".g-scores .g-verdict").inner_text()
+    page.get_by_role("radio", name="Six common ones").check()
+    page.wait_for_function("document.querySelectorAll('.g-matrix tbody tr').length === 6")
+    assert page.locator(".g-scores .g-verdict").inner_text() != before
