@@ -202,7 +202,7 @@ def test_checksums_name_files_of_their_own_folder_only(own):
 
 
 def test_a_server_leaves_a_bad_card_out_and_serves_the_others(own):
-    from genre_nb.serving import usable_cards
+    from genre_nb.service import usable_cards
 
     rewrite_card(own(LINEAR), model="../../secret")
     assert set(usable_cards()) == set(available_models()) - {LINEAR}
