@@ -122,8 +122,8 @@ def how_to_get(
 def _shown(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else f'"{path}"'
 
-# %% ../nbs/13_benchmark.ipynb #ffc0c228
-REPEATS, PATIENCE = 5, 40.0  # turns; seconds after which there is no further turn
+# %% ../nbs/13_benchmark.ipynb #16288c7e
+REPEATS, PATIENCE = 5, 20.0  # turns; seconds after which there is no further turn
 
 
 class Measurement(NamedTuple):
