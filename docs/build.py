@@ -18,11 +18,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import nbformat
+from docments_reference import as_rst
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 from sphinx.cmd.build import build_main
 
-from docments_reference import as_rst
 from genre_nb.core import atomic_path
 from genre_nb.evaluation import format_score
 

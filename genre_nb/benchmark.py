@@ -34,7 +34,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
@@ -49,6 +49,7 @@ from .core import SEED, atomic_path, find_folder, metrics_directory, processed_d
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from onnx import ModelProto
+    from transformers import BertPreTrainedModel
 
 # %% ../nbs/13_benchmark.ipynb #2803c5f8
 def endless_descriptions(
@@ -169,7 +170,9 @@ def measure_here(
     "Run one case in this process."
     found = []
     for size in sizes:
-        work, seconds, facts = STEPS[step].cases[case].prepare(size), [], []
+        work = STEPS[step].cases[case].prepare(size)
+        seconds: list[float] = []
+        facts: list[dict[str, Any]] = []
         while len(seconds) < repeats and sum(seconds) < PATIENCE:
             started = time.perf_counter()
             after = work()
@@ -252,11 +255,17 @@ def torch_weights(
     return weights
 
 # %% ../nbs/13_benchmark.ipynb #526afa02
+def _small_bert() -> Path:
+    folder = find_folder("models", "small_bert")
+    assert folder is not None, "the package brings it along"
+    return folder
+
+
 HEAD_WIDTH = 32  # of an attention head in MiniLM; the shapes of the weights tell everything else
 
 
 @cache
-def peer_class() -> type:
+def peer_class() -> "type[BertPreTrainedModel]":
     "The network of `small_bert` as a class of transformers."
     from torch import nn
     from transformers import BertModel, BertPreTrainedModel
@@ -286,7 +295,7 @@ def write_peer(
 
     from genre_nb.onnx_model import TOKENIZER_FILE, read_settings
 
-    saved = find_folder("models", "small_bert")
+    saved = _small_bert()
     genres, weights = read_settings(saved).genres, torch_weights(exact_model(saved))
     vocabulary, width = weights["encoder.embeddings.word_embeddings.weight"].shape
     layers = [name for name in weights if name.endswith("intermediate.dense.weight")]
@@ -358,7 +367,7 @@ SINGLES = 64  # descriptions that are predicted one by one
 
 
 def predict_work(
-    predict: Callable[[Sequence[str]], Sequence[str]],  # descriptions -> genres
+    predict: Callable[[Sequence[str]], Iterable[str]],  # descriptions -> genres
     size: int,  # descriptions together; 1: `SINGLES` of them, one after the other
 ) -> Work:
     "Predict test descriptions."
@@ -388,10 +397,10 @@ def case_onnx_exact(size: int) -> Work:
     from genre_nb.onnx_model import MODEL_FILE, OnnxModel
 
     with TemporaryDirectory() as folder:
-        copytree(find_folder("models", "small_bert"), folder, dirs_exist_ok=True)
+        copytree(_small_bert(), folder, dirs_exist_ok=True)
         onnx.save(exact_model(folder), str(Path(folder) / MODEL_FILE))
         model = OnnxModel(folder)
-        model.single_thread  # loads it, too, while the file is there
+        _ = model.single_thread  # loads it, too, while the file is there
     return predict_work(lambda texts: model.classes_[model.predict_proba(texts).argmax(axis=1)], size)
 
 
@@ -504,7 +513,7 @@ def plain_onnx() -> Callable[[Sequence[str]], list[str]]:
 
     from genre_nb.onnx_model import MODEL_FILE, TOKENIZER_FILE, read_settings
 
-    saved = find_folder("models", "small_bert")
+    saved = _small_bert()
     session, tokenizer = InferenceSession(str(saved / MODEL_FILE)), Tokenizer.from_file(str(saved / TOKENIZER_FILE))
     tokenizer.enable_truncation(512)
     genres = read_settings(saved).genres
@@ -629,7 +638,7 @@ STEPS["serve"] = Step("clients", (1, 8, 32), (1,), "Flask, torch in 32 bits", {
 
 # %% ../nbs/13_benchmark.ipynb #0f20c859
 def accuracy_on_test(
-    predict: Callable[[Sequence[str]], Sequence[str]],  # descriptions -> genres
+    predict: Callable[[Sequence[str]], Iterable[str]],  # descriptions -> genres
 ) -> dict[str, Any]:  # "accuracy"
     "The share of test rows whose genre is found."
     from genre_nb.data import load_data
@@ -710,7 +719,11 @@ def case_languages(size: int) -> Work:
 
     descriptions = benchmark_descriptions(size)
     identify_languages(["A first call loads the language model."])
-    return lambda: identify_languages(descriptions) and None
+
+    def work() -> None:
+        identify_languages(descriptions)
+
+    return work
 
 
 def case_reference_recipe(size: int) -> Work:
@@ -752,6 +765,7 @@ def run_program(
 ) -> float:  # peak memory in megabytes; RuntimeError with its last words if it fails
     "Run a program to its end."
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None  # a pipe
         last = process.stderr.read().strip().splitlines()[-1:]
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -836,8 +850,12 @@ def case_first_pipeline(size: int) -> Work:
     folder = TemporaryDirectory()
     write_peer(folder.name)
     program = f"from genre_nb.benchmark import STORY, peer_pipeline; peer_pipeline({folder.name!r})([STORY])"
-    work = case_program([sys.executable, "-c", program], size)
-    return lambda kept=folder: work()
+    run = case_program([sys.executable, "-c", program], size)
+
+    def work(kept: TemporaryDirectory = folder) -> Callable[[], dict[str, Any]] | None:
+        return run()
+
+    return work
 
 
 STORY = "A lone gunslinger rides into a dusty frontier town to face the corrupt sheriff who killed his brother."
@@ -914,7 +932,11 @@ def case_preprocess_again(size: int) -> Work:
 
     descriptions = benchmark_descriptions(size)
     process_descriptions(descriptions)
-    return lambda: process_descriptions(descriptions) and None
+
+    def work() -> None:
+        process_descriptions(descriptions)
+
+    return work
 
 
 def case_growing_fit(size: int) -> Work:
@@ -943,7 +965,11 @@ def case_growing_prediction(name: str, words: int | None, size: int) -> Work:
 
     classifier = load_classifier(name)
     descriptions = [" ".join(text.split()[:words]) for text in benchmark_descriptions(size)]
-    return lambda: classifier.predict(descriptions) is None or None
+
+    def work() -> None:
+        classifier.predict(descriptions)
+
+    return work
 
 
 STEPS["scale"] = Step("rows", (1_000, 5_000, 20_000, 51_945, 200_000), (100, 200), "", {
@@ -985,7 +1011,7 @@ def case_way(way: str, size: int) -> Work:
 
     from genre_nb.onnx_model import OnnxModel, run_window, scores_of_ids, token_ids, windows_of
 
-    folder = find_folder("models", "small_bert")
+    folder = _small_bert()
     model = OnnxModel(folder)
     rows = [windows_of(ids, windows=1)[0] for ids in token_ids(model.tokenizer, benchmark_descriptions(size, tested=True))]
 
@@ -998,11 +1024,11 @@ def case_way(way: str, size: int) -> Work:
                 ids[place, :len(row)], mask[place, :len(row)] = row, 1
             model.session.run(["scores"], {"ids": ids, "mask": mask})
 
+    spinning = InferenceSession(str(model.path)) if way == "spinning" else None
     ways = {"each alone": lambda: scores_of_ids(model, rows),
             "one by one": lambda: [run_window(model, row) for row in rows],
             "spinning": lambda: [run_window(model, row, session=spinning) for row in rows],
             "padded": in_padded_batches}
-    spinning = InferenceSession(str(model.path)) if way == "spinning" else None
     operations = operations_a_token(folder) * sum(map(len, rows))
     run_window(model, rows[0], session=spinning)
     return _rated(ways[way], operations, size)
@@ -1269,7 +1295,7 @@ _PIPELINE, _BATCHES = "transformers.pipeline, 32 bits", "transformers.pipeline, 
 _FLASK, _TRAINER = "Flask, torch in 32 bits", "transformers.Trainer, 32 bits"
 TARGETS = (
     Target("preprocessing, beside the reference's recipe", 8.0, times_faster("preprocess", "genre_nb", "reference recipe")),
-    Target("fitting the linear model, in times of fastText's time", 1.5, 
+    Target("fitting the linear model, in times of fastText's time", 1.5,
            times_faster("train_linear", "fastText", "linear_svm"), False),
     Target("the linear model's accuracy, in points above fastText's", 3.0, lambda results: 100 * (
         _fact("train_linear", "linear_svm", "accuracy")(results) - _fact("train_linear", "fastText", "accuracy")(results)), unit=""),
@@ -1376,7 +1402,8 @@ def benchmark_plot(
         axes.annotate(f" {value:.1f}×", (value, place), va="center")
     axes.set_yticks(places, [target.claim for target, *_ in found])
     axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set(xlim=(0, 1.1 * max([target.aim for target, *_ in found] + [value for _, value, _ in found])), xlabel="times faster than the peer (blue: aim reached)",
+    axes.set(xlim=(0, 1.1 * max([target.aim for target, *_ in found] + [value for _, value, _ in found])),
+             xlabel="times faster than the peer (blue: aim reached)",
              title="How much faster than what one would otherwise use?")
     axes.legend(loc="lower right")
     return figure

@@ -458,7 +458,8 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this computer only")
     serve.add_argument("--port", type=int, default=5000, help="default: 5000; 0 takes a free one")
     serve.add_argument("--no-demo", action="store_true", help="the API alone")
-    serve.add_argument("--workers", type=worker_count, default=1, metavar="N", help="processes that share the port; more than one only with --no-demo (default: 1)")
+    serve.add_argument("--workers", type=worker_count, default=1, metavar="N",
+                       help="processes that share the port; more than one only with --no-demo (default: 1)")
 
 
 def add_benchmark(commands: Any) -> None:

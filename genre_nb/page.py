@@ -186,10 +186,9 @@ def sentence(
 
 
 def refused_html(
-    description: str | None,  # as typed
+    description: str,  # as typed
 ) -> str:  # HTML; empty if the text can be classified
     "Why a text can't be classified."
-    description = description or ""
     if not description.strip():
         return notice_html("Paste or type a plot, or choose an example, then press the button.")
     if len(description) > MAXIMUM_CHARACTERS:
@@ -205,6 +204,7 @@ def shown(
     genre: str | None = None,  # explain this one; None: the predicted one
 ) -> tuple[str, str]:  # HTML of the result and of the words
     "What the demo shows for a text."
+    description = description or ""
     if refusal := refused_html(description):
         return refusal, ""
     try:
@@ -375,6 +375,7 @@ def agreement_html(
     "How many models say what, as a headline and a sentence."
     by_genre: dict[str, list[str]] = {}
     for opinion in answered:
+        assert opinion.prediction is not None
         by_genre.setdefault(opinion.prediction.genre, []).append(opinion.model)
     ranked = sorted(by_genre.items(), key=lambda item: -len(item[1]))
     genre, models = ranked[0]
@@ -410,13 +411,14 @@ def compared_html(
     description: str | None,  # as typed
 ) -> str:
     "What the demo shows for a text when all models are asked."
+    description = description or ""
     if refusal := refused_html(description):
         return refusal
     asked = opinions(service, description)
     answered = [opinion for opinion in asked if opinion.prediction]
     if not answered:
         return notice_html(sentence(asked[0].problem), "error")
-    majority = Counter(opinion.prediction.genre for opinion in answered).most_common(1)[0][0]
+    majority = Counter(opinion.prediction.genre for opinion in asked if opinion.prediction).most_common(1)[0][0]
     rows = "".join(opinion_row(opinion, majority, card_accuracy(service.models.cards[opinion.model])) for opinion in asked)
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("Model", "Genre", "Probability", "Next", "Time"))
     return (f'<section class="g-card g-compare" aria-live="polite">{agreement_html(answered)}'

@@ -186,8 +186,9 @@ def scores_html(
     protocol: str | None,  # a value of `PROTOCOL_NAMES`
 ) -> str:
     "What the demo shows about a model; a notice if it was not measured."
+    model, protocol = str(model), str(protocol)
     try:
-        results = read_metrics(str(model))["protocols"][str(protocol)]
+        results = read_metrics(model)["protocols"][protocol]
     except (OSError, ValueError, KeyError):
         return notice_html("There are no scores of that model on these genres. To measure it: genre_nb train MODEL")
     parts = {"All models": leaderboard_html(protocol, model), "What it takes for what": mistakes_html(results) + confusion_html(results),

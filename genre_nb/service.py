@@ -196,14 +196,16 @@ SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # names the folder in which prometh
 class Metrics:
     "Counters of one app."
 
-    def __init__(self):
-        self.registry = CollectorRegistry()
-        about = {"registry": self.registry, "namespace": "genre_nb"}
-        self.requests = Counter("requests", "Requests answered", ["method", "route", "status"], **about)
-        self.seconds = Histogram("request_seconds", "Time to answer", ["route"], **about,
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("requests", "Requests answered", ["method", "route", "status"],
+                                namespace="genre_nb", registry=registry)
+        self.seconds = Histogram("request_seconds", "Time to answer", ["route"], namespace="genre_nb", registry=registry,
                                  buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10))
-        self.predictions = Counter("predictions", "Descriptions classified", ["model", "genre"], **about)
-        self.pending = Gauge("pending_requests", "Predictions waiting or being made", **about, multiprocess_mode="livesum")
+        self.predictions = Counter("predictions", "Descriptions classified", ["model", "genre"],
+                                   namespace="genre_nb", registry=registry)
+        self.pending = Gauge("pending_requests", "Predictions waiting or being made",
+                             namespace="genre_nb", registry=registry, multiprocess_mode="livesum")
 
     def count_predictions(
         self,

@@ -906,7 +906,7 @@ class PatientProtocol(H11Protocol):
     seconds = HEAD_SECONDS
     patience: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         "The clock starts."
         super().connection_made(transport)
         self.watch()
@@ -988,8 +988,8 @@ class _WebServer(uvicorn.Server):
                     waiting.append(listener.accept()[0])
         loop = asyncio.get_running_loop()
         for connection in waiting:
-            protocol = PatientProtocol(self.config, self.server_state, self.lifespan.state)
-            await loop.connect_accepted_socket(lambda protocol=protocol: protocol, connection)
+            await loop.connect_accepted_socket(
+                lambda: PatientProtocol(self.config, self.server_state, self.lifespan.state), connection)
 
 # %% ../nbs/15_serving.ipynb #606aedcf
 STOP_SECONDS = 25  # for answers in flight when the server stops; Kubernetes kills after 30
@@ -1048,7 +1048,7 @@ class Server:
             raise
 
     @property
-    def url(self) -> str:
+    def url(self: "Server | Workers") -> str:
         "Where a browser on this computer finds it."
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"

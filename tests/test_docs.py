@@ -44,7 +44,7 @@ def clean_environment(**settings: str) -> dict[str, str]:
 def site(tmp_path_factory) -> Path:
     "The site, built once, with no network."
     output = tmp_path_factory.mktemp("docs") / "site"
-    proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     result = subprocess.run(
         [sys.executable, "-c", BUILD, str(ROOT / "docs"), str(output)],
         env=clean_environment(**proxies),

@@ -81,7 +81,8 @@ def test_the_tool_that_measures_the_server(tmp_path):
     assert list(reports) == ["linear_svm", "small_bert"] and reports["small_bert"] == json.loads(done.stdout)
     for model, found in reports.items():
         assert model in found["models"] and found["exit_code"] == 0 and found["training_libraries_loaded"] == []
-        assert found["one_client_explained"]["statuses"] == {"200": 2} and found["one_client"]["statuses"] == {"200": 8} and found["beside_stalled_connections"]["statuses"] == {"200": 8}
+        assert found["one_client_explained"]["statuses"] == {"200": 2} and found["one_client"]["statuses"] == {"200": 8}
+        assert found["beside_stalled_connections"]["statuses"] == {"200": 8}
         assert set(found["load"]["statuses"]) == {"200"} and set(found["load"]["milliseconds"]) == {"p50", "p90", "p99"}
         assert found["ready_seconds"] > 0 and found["memory_megabytes"]["largest"] >= found["memory_megabytes"]["load_end"]
 
