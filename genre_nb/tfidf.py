@@ -10,8 +10,9 @@ __all__ = ['REFERENCE_SOURCE', 'SOURCE_WEIGHTS', 'MINIMUM_ROWS', 'SUPPORT_VECTOR
            'fit_texts', 'Columns', 'training_columns', 'scores_of_texts', 'linear_svm', 'logistic_regression',
            'naive_bayes', 'complement_naive_bayes', 'random_forest', 'near_duplicates', 'without_near_duplicates',
            'CrossValidation', 'cross_validate_classifier', 'stratified_folds', 'Correction', 'fit_correction',
-           'cross_fitted_scores', 'fold_correction', 'fit_calibrated', 'validation_table', 'genre_words',
-           'genre_words_plot', 'word_contributions', 'skops_files', 'save', 'load', 'write_study', 'study_plot']
+           'cross_fitted_scores', 'half_precision', 'fold_correction', 'fit_calibrated', 'validation_table',
+           'genre_words', 'genre_words_plot', 'word_contributions', 'skops_files', 'save', 'load', 'write_study',
+           'study_plot']
 
 # %% ../nbs/07_tfidf.ipynb #3f781d16
 import importlib
@@ -551,11 +552,18 @@ def cross_fitted_scores(
     return corrected
 
 # %% ../nbs/07_tfidf.ipynb #83497ea5
+def half_precision(
+    values: np.ndarray,
+) -> np.ndarray:  # float32, of the same shape
+    "Numbers with the 11 significant bits of a 16-bit float, in the 32-bit type that scikit-learn computes with."
+    return np.ascontiguousarray(values, dtype=np.float16).astype(np.float32)
+
+
 def fold_correction(
     classifier: TfidfClassifier,  # fitted and linear, changed in place
     correction: Correction,  # columns as in `classifier.classes_`
 ) -> TfidfClassifier:  # the same object
-    "Put a correction into the coefficients, so that `decision_scores` gives corrected scores."
+    "Put a correction into the coefficients, so that `decision_scores` gives corrected scores; those of a linear model become half precise."
     model = classifier.pipeline_["model"]
     learned = linear_weights(model)
     if learned is None or isinstance(model, ComplementNB):
@@ -568,7 +576,7 @@ def fold_correction(
         return classifier
     if len(classifier.classes_) == 2:
         coefficients, intercepts = coefficients[1:] - coefficients[:1], intercepts[1:] - intercepts[:1]
-    model.coef_, model.intercept_ = np.ascontiguousarray(coefficients, dtype=np.float32), intercepts
+    model.coef_, model.intercept_ = half_precision(coefficients), intercepts
     return classifier
 
 # %% ../nbs/07_tfidf.ipynb #9b07e7f5
