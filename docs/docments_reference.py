@@ -1,10 +1,8 @@
 """Show docments in the reference: the comments behind parameters become field lists that Sphinx understands."""
 
-import ast
 import inspect
 import re
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
 from fastcore.docments import docments
@@ -25,25 +23,6 @@ def skip(app, kind: str, name: str, documented: Any, would_skip: bool, options: 
     return True if added else None
 
 
-def find_source(app, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
-    "Called by viewcode: the code of a module and the lines of its definitions. (Sphinx's own parser stops at f-strings in annotations.)"
-    code = inspect.getsource(import_module(module))
-    tags = {}
-    for node in ast.parse(code).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            tags[node.name] = lines_of(node)
-        if isinstance(node, ast.ClassDef):
-            methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
-            tags |= {f"{node.name}.{method.name}": lines_of(method) for method in methods}
-    return code, tags
-
-
-def lines_of(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, int, int]:
-    "(kind, first line, last line) of a definition with its decorators."
-    kind = "class" if isinstance(node, ast.ClassDef) else "def"
-    return kind, min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]), node.end_lineno
-
-
 def field_lines(documented: Any) -> Iterator[str]:
     "`:param …:` and `:returns:` lines from the comments of a definition."
     for parameter, comment in comments_of(documented).items():
@@ -53,12 +32,11 @@ def field_lines(documented: Any) -> Iterator[str]:
 
 def comments_of(documented: Any) -> dict[str, str]:
     "Name of a parameter, a field or `return` -> its comment."
-    try:
-        found = docments(documented, full=False, returns=not inspect.isclass(documented))
-    except (OSError, SyntaxError, TypeError, ValueError):  # no source, e.g. of what a base class of C brings
-        return {}
     if inspect.isclass(documented) and "__init__" not in vars(documented):
-        found = fields_of(documented)
+        return fields_of(documented)
+    if inspect.getmodule(documented) is None or not documented.__module__.startswith("genre_nb."):
+        return {}
+    found = docments(documented, full=False, returns=not inspect.isclass(documented))
     return {name: comment for name, comment in found.items() if isinstance(comment, str) and comment}
 
 
