@@ -59,7 +59,8 @@ from starlette.middleware.cors import CORSMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import __version__
-from .demo import PAGE_SCRIPT, STYLE, build_demo
+from .batch import MAXIMUM_UPLOAD
+from .demo import PAGE_SCRIPT, STYLE, UploadsOnly, build_demo
 from .inference import DEFAULT_MODEL, Classifier, Prediction
 from genre_nb.service import (
     BODY_SECONDS,
@@ -801,8 +802,10 @@ def mount_demo(
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        max_file_size=MAXIMUM_BODY,
+        max_file_size=MAXIMUM_UPLOAD,
     )
+    demo.has_launched = True  # else Gradio takes a mounted app for one being tried out, and checks no path
+    app.add_middleware(UploadsOnly, folder=gradio.utils.get_upload_folder())
 
 # %% ../nbs/15_serving.ipynb #80e8c12f
 def document_models(

@@ -2,6 +2,8 @@
 
 Skipped with a reason where Chromium or playwright is missing; GENRE_NB_BROWSER=required makes that a failure.
 The screenshots go to a temporary folder that is printed (pytest -s)."""
+import csv
+import io
 import os
 import shutil
 from pathlib import Path
@@ -261,3 +263,90 @@ def test_scores_are_shown_without_a_plotting_library(open_page, pictures, width,
     page.get_by_role("radio", name="Six common ones").check()
     page.wait_for_function("document.querySelectorAll('.g-matrix tbody tr').length === 6")
     assert page.locator(".g-scores .g-verdict").inner_text() != before
+
+
+CATALOGUE = """title,year,plot
+=HYPERLINK("http://evil.example"),1931,A lone gunslinger rides into a dusty frontier town to face the sheriff and his outlaws.
+Ward 9,1932,Something evil stalks the patients of an abandoned asylum and kills them one by one.
+Nothing,1933,
+<b>bold</b>,1934,"=1+1 sailors drown when their boat sinks in a storm, and a <script>widow</script> weeps."
+broken,row
+""".replace('=HYPERLINK("http://evil.example")', '"=HYPERLINK(""http://evil.example"")"')
+
+
+def classify_file(page, content: str | bytes, name: str) -> None:
+    "Upload a file on the tab Batch and start."
+    if not page.locator("#g-batch-start").is_visible():
+        open_tab(page, "Batch")
+    file = {"name": name, "mimeType": "text/plain", "buffer": content if isinstance(content, bytes) else content.encode()}
+    page.locator("#g-batch-file input[type=file]").set_input_files(file)
+    page.locator("#g-batch-file").get_by_text(name.rpartition(".")[0][:12]).first.wait_for()
+    page.locator("#g-batch-start").click()
+
+
+def downloaded(page, link: str) -> tuple[str, str]:
+    "Name and content of a download."
+    with page.expect_download() as download:
+        page.locator(link).click()
+    return download.value.suggested_filename, Path(download.value.path()).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
+def test_a_file_comes_back_with_genres(open_page, pictures, width, scheme):
+    page = open_page(width=width, height=844, scheme=scheme)
+    open_tab(page, "Batch")
+    assert "2,000 rows" in page.locator(".g-limits").inner_text() and "1.5 MB" in page.locator(".g-limits").inner_text()
+    classify_file(page, CATALOGUE, "catalogue.csv")
+    page.locator(".g-batch").wait_for()
+    page.screenshot(path=pictures / f"batch-{scheme}-{width}.png", full_page=True)
+    assert page.locator(".g-batch .g-verdict").inner_text() == "3 rows classified"
+    assert page.locator(".g-preview tbody tr").count() == 3 and "western" in page.locator(".g-preview").inner_text()
+    assert page.locator(".g-rejected li").all_inner_texts() == [
+        "Line 4: the plot is empty", "Line 6: not valid CSV: 2 fields where the header has 3"]
+    assert page.locator(".g-batch script, .g-batch b").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    name, text = downloaded(page, ".g-primary")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert name == "catalogue.genres.csv" and [row["predicted_genre"] for row in rows[:2]] == ["western", "horror"]
+    assert list(rows[0])[:3] == ["title", "year", "plot"] and len(rows[0]["predicted_top"].split()) == 3
+    assert rows[0]["title"] == """'=HYPERLINK("http://evil.example")""" and rows[2]["plot"].startswith("'=1+1")
+    assert rows[2]["title"] == "<b>bold</b>" and rows[0]["year"] == "1931"
+
+
+@pytest.mark.parametrize(("content", "name", "told"), [
+    ('{"plot": "A boat sinks in the storm."}\n{"plot": \n[1]\n{"plot": 3}\n', "movies.jsonl", ["Line 2: not JSON", "Line 3", "Line 4: the plot is no text"]),
+    ("plot\nA boat sinks in the storm.\nEine M\xf6we schreit.\n".encode("latin-1"), "latin.csv", ["Line 3: undecodable characters"]),
+    ("A boat sinks.\n" * 2_001, "many.txt", ["more than 2,000 rows"]),
+    ("name,year\nDust,1931\n", "columns.csv", ["the columns are: name, year. Name one in the field Column"]),
+], ids=["broken lines", "not UTF-8", "too many rows", "no description"])
+def test_bad_files_say_what_is_wrong(open_page, content, name, told):
+    page = open_page()
+    classify_file(page, content, name)
+    page.locator("#g-batch .g-batch, #g-batch .g-error").wait_for()
+    shown = page.locator("#g-batch").inner_text()
+    assert all(part in shown for part in told), shown
+
+
+def test_a_file_that_is_too_large_is_refused(open_page):
+    page = open_page()
+    open_tab(page, "Batch")
+    large = {"name": "large.txt", "mimeType": "text/plain", "buffer": b"A boat sinks.\n" * 120_000}
+    page.locator("#g-batch-file input[type=file]").set_input_files(large)
+    page.get_by_text("exceeds the maximum").first.wait_for()
+    page.locator("#g-batch-start").click()
+    page.get_by_text("Choose a file first").wait_for()
+
+
+def test_a_file_can_be_stopped(open_page):
+    page = open_page()
+    open_tab(page, "Batch")
+    page.locator("#g-batch-model input").click()
+    page.get_by_role("option", name="small_bert").click()
+    classify_file(page, (PLOTS["documentary"] + " ") * 3 + "\n" + (PLOTS["horror"] * 3 + "\n") * 900, "long.txt")
+    page.locator("#g-batch progress").wait_for()
+    page.locator("#g-batch-stop").click()
+    page.get_by_text("Stopped. Nothing was kept.").wait_for()
+    page.wait_for_timeout(1500)
+    assert page.get_by_text("Stopped. Nothing was kept.").is_visible() and page.locator("#g-batch progress").count() == 0
+    open_tab(page, "Classify")
+    classify(page, PLOTS["western"])
