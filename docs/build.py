@@ -185,7 +185,8 @@ def defined_names(node: ast.stmt) -> list[tuple[str, str]]:
         case ast.ClassDef():
             return [(node.name, "class")]
         case ast.Assign(targets=targets):
-            return [(part.id, "data") for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+            return [(part.id, "data") for target in targets for part in ast.walk(target)
+                    if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
         case ast.AnnAssign(target=ast.Name(id=name)):
             return [(name, "data")]
     return []

@@ -11,9 +11,9 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.pycode.ast import _UnparseVisitor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from docments_reference import describe, skip  # noqa: E402
+from docments_reference import describe, skip  # noqa: E402  after the path is set
 
-from genre_nb import __version__  # noqa: E402
+from genre_nb import __version__  # noqa: E402  after the path is set
 
 # Sphinx 9 can't read a module with an f-string in an annotation, as in `Field(description=f"…")`.
 _UnparseVisitor.visit_JoinedStr = lambda visitor, node: ast.unparse(node)
