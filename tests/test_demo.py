@@ -112,17 +112,17 @@ def test_a_large_file_lets_others_through_and_can_be_stopped_with_the_server(sta
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         event = {"fn_index": button_index(http, "g-batch-start"), "session_hash": "s", "data": [file, "small_bert", ""]}
         http.post("/gradio_api/queue/join", json=event).raise_for_status()
-        with httpx.Client(base_url=server.url, timeout=60) as other:
-            with other.stream("GET", "/gradio_api/queue/data", params={"session_hash": "s"}) as stream:
-                for line in stream.iter_lines():
-                    if "process_generating" in line:
-                        break
-                for _ in range(5):
-                    assert http.post("/predict", json={"descriptions": [long]}).status_code == 200
-                assert Path(path).exists()
-                begin = time.monotonic()
-                assert server.stop(signal.SIGTERM) == 0
-                assert time.monotonic() - begin < 20
+        with (httpx.Client(base_url=server.url, timeout=60) as other,
+              other.stream("GET", "/gradio_api/queue/data", params={"session_hash": "s"}) as stream):
+            for line in stream.iter_lines():
+                if "process_generating" in line:
+                    break
+            for _ in range(5):
+                assert http.post("/predict", json={"descriptions": [long]}).status_code == 200
+            assert Path(path).exists()
+            begin = time.monotonic()
+            assert server.stop(signal.SIGTERM) == 0
+            assert time.monotonic() - begin < 20
     left = [found for found in (tmp_path / "uploads").rglob("*") if found.is_file()]
     assert not [found for found in left if found.stat().st_size]  # Gradio leaves an empty file of its own
     assert "widow" not in "".join(server.lines) and "Traceback" not in "".join(server.lines)
