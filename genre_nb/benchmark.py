@@ -12,8 +12,8 @@ __all__ = ['Work', 'STEPS', 'EXTRAS', 'NEEDS', 'REPEATS', 'PATIENCE', 'HEAD_WIDT
            'serve_flask', 'serve_flask_onnx', 'plain_onnx', 'serve_flask_torch', 'serve_gradio', 'serve_at_once',
            'own_server', 'peer_server', 'free_port', 'start_server', 'case_serve', 'accuracy_on_test',
            'case_linear_svm', 'case_sklearn', 'case_train_fasttext', 'case_preprocess', 'case_languages',
-           'case_reference_recipe', 'case_spacy', 'run_program', 'own_program', 'predict_at_once', 'case_file',
-           'with_our_program', 'with_pandas', 'case_program', 'case_first_answer', 'case_first_pipeline',
+           'case_reference_recipe', 'case_spacy', 'run_program', 'program_megabytes', 'own_program', 'predict_at_once',
+           'case_file', 'with_our_program', 'with_pandas', 'case_program', 'case_first_answer', 'case_first_pipeline',
            'needed_distributions', 'installed_megabytes', 'install_sizes', 'resource_files', 'case_preprocess_again',
            'case_growing_fit', 'case_growing_prediction', 'growth', 'operations_a_token', 'case_way', 'case_matrices',
            'case_memory', 'training_windows', 'case_own_training', 'case_trainer', 'machine', 'same_labels', 'run_step',
@@ -123,7 +123,7 @@ def how_to_get(
 def _shown(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else f'"{path}"'
 
-# %% ../nbs/13_benchmark.ipynb #16288c7e
+# %% ../nbs/13_benchmark.ipynb #0284c7fc
 REPEATS, PATIENCE = 5, 20.0  # turns; seconds after which there is no further turn
 
 
@@ -149,8 +149,10 @@ def peak_megabytes() -> float:
     "The highest memory of this process so far."
     import resource
 
-    scale = 1 if platform.system() == "Darwin" else 1024  # macOS counts bytes, Linux kilobytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux, the other count begins with the memory of the process that started this one
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def middle(
@@ -254,7 +256,7 @@ def torch_weights(
         weights[bias.replace(".bias", ".weight") or "head.weight"] = arrays[name].T
     return weights
 
-# %% ../nbs/13_benchmark.ipynb #526afa02
+# %% ../nbs/13_benchmark.ipynb #b290d0e4
 def _small_bert() -> Path:
     folder = find_folder("models", "small_bert")
     assert folder is not None, "the package brings it along"
@@ -292,6 +294,7 @@ def write_peer(
     "Write the saved small BERT as a model of transformers."
     import torch
     from transformers import BertConfig, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
 
     from genre_nb.onnx_model import TOKENIZER_FILE, read_settings
 
@@ -302,6 +305,7 @@ def write_peer(
     config = BertConfig(vocab_size=vocabulary, hidden_size=width, num_hidden_layers=len(layers),
                         num_attention_heads=width // HEAD_WIDTH, intermediate_size=weights[layers[0]].shape[0],
                         id2label=dict(enumerate(genres)), label2id={genre: column for column, genre in enumerate(genres)})
+    disable_progress_bar()
     network = peer_class()(config)
     network.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
     network.save_pretrained(folder)
@@ -314,11 +318,14 @@ def peer_pipeline(
     batch_size: int = 1,  # the pipeline's own default
 ) -> Callable[[Sequence[str]], list[str]]:  # descriptions -> genres; reads up to 512 tokens of each
     "The pipeline of transformers in 32 bits."
-    from transformers import PreTrainedTokenizerFast, pipeline
-    from transformers.utils import logging
+    import logging
 
-    logging.set_verbosity_error()
-    classify = pipeline("text-classification", model=peer_class().from_pretrained(folder), device="cpu",
+    from transformers import PreTrainedTokenizerFast, pipeline
+    from transformers.utils.logging import disable_progress_bar, set_verbosity
+
+    disable_progress_bar()
+    set_verbosity(logging.CRITICAL)  # it complains, in an error, that it does not know the class
+    classify: Callable[..., Any] = pipeline("text-classification", model=peer_class().from_pretrained(folder), device="cpu",
                         tokenizer=PreTrainedTokenizerFast.from_pretrained(folder), batch_size=batch_size)
     return lambda texts: [answer["label"] for answer in classify(list(texts), truncation=True)]
 
@@ -759,19 +766,30 @@ STEPS["preprocess"] = Step("rows", (5_000, 51_945), (200,), "reference recipe", 
     "spaCy, without stems": Case(case_spacy, "spacy"),
 })
 
-# %% ../nbs/13_benchmark.ipynb #fd89b40b
+# %% ../nbs/13_benchmark.ipynb #03dad9be
 def run_program(
     command: Sequence[str],
-) -> float:  # peak memory in megabytes; RuntimeError with its last words if it fails
+) -> str:  # what it wrote; RuntimeError with its last words if it fails
     "Run a program to its end."
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None  # a pipe
-        last = process.stderr.read().strip().splitlines()[-1:]
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)[-200:]} ended with {process.returncode}: {''.join(last)}")
-    return usage.ru_maxrss * (1 if platform.system() == "Darwin" else 1024) / 1e6
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
+        raise RuntimeError(f"{' '.join(command)[-200:]} ended with {done.returncode}: {last}")
+    return done.stdout
+
+
+_WATCH = """import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(done.returncode)"""
+
+
+def program_megabytes(
+    command: Sequence[str],
+) -> float:  # RuntimeError if it fails
+    "The peak memory of a program, without that of the caller, which the system adds to whatever the caller starts itself."
+    scale = 1 if platform.system() == "Darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return int(run_program([sys.executable, "-c", _WATCH, *command])) * scale / 1e6
 
 
 def own_program(*arguments: str) -> list[str]:
@@ -799,7 +817,7 @@ def case_file(command: Callable[[str, str], list[str]], size: int) -> Work:
         table.writerows(enumerate(islice(endless_descriptions(), size)))
 
     def work(kept: TemporaryDirectory = folder) -> Callable[[], dict[str, Any]]:
-        megabytes = run_program(command(source, target))
+        megabytes = program_megabytes(command(source, target))
         with open(target, encoding="utf-8", newline="") as stream:
             rows = sum(1 for _ in csv.reader(stream)) - 1
         return lambda: {"megabytes": megabytes, "rows_written": rows}
@@ -822,12 +840,12 @@ STEPS["bulk"] = Step("rows", (100_000, 1_000_000), (300,), "pandas, all rows at 
     "pandas, all rows at once": Case(partial(case_file, with_pandas), sizes=(100_000,)),
 })
 
-# %% ../nbs/13_benchmark.ipynb #cf7b95f2
+# %% ../nbs/13_benchmark.ipynb #41062d32
 def case_program(command: Sequence[str], size: int) -> Work:
     "A program from start to end."
     def work() -> Callable[[], dict[str, Any]]:
-        megabytes = run_program(command)
-        return lambda: {"megabytes": megabytes}
+        run_program(command)
+        return lambda: {"megabytes": program_megabytes(command)}
 
     return work
 
@@ -850,12 +868,13 @@ def case_first_pipeline(size: int) -> Work:
     folder = TemporaryDirectory()
     write_peer(folder.name)
     program = f"from genre_nb.benchmark import STORY, peer_pipeline; peer_pipeline({folder.name!r})([STORY])"
-    run = case_program([sys.executable, "-c", program], size)
+    work = case_program([sys.executable, "-c", program], size)
 
-    def work(kept: TemporaryDirectory = folder) -> Callable[[], dict[str, Any]] | None:
-        return run()
+    def start() -> Callable[[], dict[str, Any]] | None:
+        assert Path(folder.name).is_dir()  # it stays as long as this function does
+        return work()
 
-    return work
+    return start
 
 
 STORY = "A lone gunslinger rides into a dusty frontier town to face the corrupt sheriff who killed his brother."
@@ -1089,7 +1108,7 @@ STEPS["limits"] = Step("descriptions", (256,), (8,), "small_bert, each alone on 
     "reading memory": Case(case_memory, sizes=(8,)),
 })
 
-# %% ../nbs/13_benchmark.ipynb #c547a61d
+# %% ../nbs/13_benchmark.ipynb #428fb527
 BATCH_ROWS, BATCH_LENGTH = 32, 256  # rows in a batch in the mean, tokens of a row at most
 
 
@@ -1135,7 +1154,7 @@ def case_own_training(precision: str, size: int) -> Work:
 
 def case_trainer(half: bool, size: int) -> Work:
     "The Trainer of transformers."
-    from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+    from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
     from genre_nb.neural import default_backbone
 
@@ -1148,7 +1167,9 @@ def case_trainer(half: bool, size: int) -> Work:
                                  save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no", seed=SEED)
 
     def work(kept: TemporaryDirectory = folder) -> Callable[[], dict[str, Any]]:
-        told = Trainer(model, settings, train_dataset=rows).train()
+        trainer = Trainer(model, settings, train_dataset=rows)
+        trainer.remove_callback(PrinterCallback)
+        told = trainer.train()
         return lambda: {"steps": told.global_step}
 
     return work
