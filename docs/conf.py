@@ -9,9 +9,9 @@ from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from docments_reference import describe, find_source, skip  # noqa: E402
+from docments_reference import describe, find_source, skip  # noqa: E402  the path is set above
 
-from genre_nb import __version__  # noqa: E402
+from genre_nb import __version__  # noqa: E402  as above
 
 project, author, version, release = "genre_nb", "The genre_nb authors", __version__, __version__
 copyright = "2026 onwards, The genre_nb authors"
