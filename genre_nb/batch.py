@@ -26,7 +26,7 @@ from .page import notice_html, percent, safe, sentence
 from .service import MAXIMUM_CHARACTERS, ApiError, Service
 
 # %% ../nbs/14d_batch.ipynb #0c430ede
-MAXIMUM_UPLOAD = 1_500_000  # bytes of a file
+MAXIMUM_UPLOAD = 3 * 2**19  # bytes of a file, 1.5 MB
 MAXIMUM_ROWS = 2_000  # in a file, those that can't be used included
 CHUNK_ROWS = 16  # predicted at once; others get their turn in between
 CHUNK_CHARACTERS = 20_000  # in a chunk, where the descriptions are long
@@ -34,7 +34,7 @@ BATCHES_AT_ONCE = 2  # files being worked on; more wait
 BATCHES_WAITING = 8  # files waiting; more are refused
 BUSY_SECONDS = 30  # how long a chunk tries to get into a full queue
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
-LIMITS = f"CSV, TSV, TXT (one description a line) or JSON Lines in UTF-8, up to {MAXIMUM_ROWS:,} rows and {MAXIMUM_UPLOAD / 1e6:g} MB."
+LIMITS = f"CSV, TSV, TXT (one description a line) or JSON Lines in UTF-8, up to {MAXIMUM_ROWS:,} rows and {MAXIMUM_UPLOAD / 2**20:g} MB."
 
 # %% ../nbs/14d_batch.ipynb #58671f4d
 @dataclass

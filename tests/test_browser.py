@@ -4,8 +4,12 @@ Skipped with a reason where Chromium or playwright is missing; GENRE_NB_BROWSER=
 The screenshots go to a temporary folder that is printed (pytest -s)."""
 import csv
 import io
+import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -327,14 +331,17 @@ def test_bad_files_say_what_is_wrong(open_page, content, name, told):
     assert all(part in shown for part in told), shown
 
 
-def test_a_file_that_is_too_large_is_refused(open_page):
-    page = open_page()
+def test_a_file_that_is_too_large_is_refused(browser, demo_server):
+    "Without `open_page`, because Gradio complains in the console about an upload that never began."
+    page = browser.new_page()
+    page.goto(demo_server.url)
     open_tab(page, "Batch")
     large = {"name": "large.txt", "mimeType": "text/plain", "buffer": b"A boat sinks.\n" * 120_000}
     page.locator("#g-batch-file input[type=file]").set_input_files(large)
-    page.get_by_text("exceeds the maximum").first.wait_for()
+    page.get_by_text("exceed the maximum allowed size of 1.5 Mb").first.wait_for()
     page.locator("#g-batch-start").click()
     page.get_by_text("Choose a file first").wait_for()
+    page.close()
 
 
 def test_a_file_can_be_stopped(open_page):
@@ -350,3 +357,109 @@ def test_a_file_can_be_stopped(open_page):
     assert page.get_by_text("Stopped. Nothing was kept.").is_visible() and page.locator("#g-batch progress").count() == 0
     open_tab(page, "Classify")
     classify(page, PLOTS["western"])
+
+
+def test_an_edit_is_compared_with_the_text_before(open_page, pictures):
+    page = open_page()
+    classify(page, PLOTS["western"])
+    assert page.locator(".g-change").count() == 0  # another text, not an edit of the example
+    edited = PLOTS["western"].replace("gunslinger", "robot").replace("sheriff", "captain").replace("frontier town", "space station")
+    classify(page, edited)
+    changed = page.locator(".g-change")
+    assert changed.locator("h3").inner_text() == "Compared with your previous text"
+    assert re.search(r"western .*% → .*\d+%", changed.inner_text().replace("\n", " ").replace("to ", ""))
+    page.screenshot(path=pictures / "edited.png", full_page=True)
+    classify(page, PLOTS["horror"])
+    assert page.locator(".g-change").count() == 0
+
+
+def test_models_that_disagree_are_named(open_page, demo_server, pictures):
+    page = open_page()
+    asked = [{"descriptions": list(TORN), "model": model} for model in ("linear_svm", "small_bert")]
+    linear, bert = ([one["genre"] for one in page.request.post(f"{demo_server.url}/predict", data=body).json()["predictions"]] for body in asked)
+    differing = [(text, *genres) for text, *genres in zip(TORN, linear, bert) if genres[0] != genres[1]]
+    same = [text for text, *genres in zip(TORN, linear, bert) if genres[0] == genres[1]]
+    assert differing and same
+    text, first, second = differing[0]
+    classify(page, text)
+    warning = page.locator(".g-warnings", has_text="The models disagree").inner_text()
+    assert f"linear_svm says {first}" in warning and f"small_bert says {second}" in warning
+    page.screenshot(path=pictures / "disagree.png", full_page=True)
+    classify(page, same[0])
+    assert page.get_by_text("The models disagree").count() == 0
+
+
+TORN = (
+    "A boy and his talking fox set out across the mountains to bring the lost king his crown.",
+    "A retired boxer trains a girl from the docks for one last fight against the man who ruined him.",
+    "Two sisters quarrel over a house by the sea and an old love, until a letter from the war arrives.",
+    "A detective falls for the widow of the man whose death he investigates, and laughs himself out of a job.",
+    PLOTS["western"],
+    PLOTS["documentary"],
+)
+
+
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
+def test_examples_for_programs_work_when_pasted(open_page, demo_server, pictures, width, scheme):
+    page = open_page(width=width, height=844, scheme=scheme)
+    open_tab(page, "API")
+    page.locator(".g-api").wait_for()
+    page.screenshot(path=pictures / f"api-{scheme}-{width}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator('.g-api a[href="/docs"]').is_visible()
+    page.wait_for_function(f"document.querySelector('.g-base').textContent === '{demo_server.url}'")
+    if (width, scheme) != WINDOWS[0]:
+        return
+    terminal, *programs = page.locator(".g-code code").all_inner_texts()
+    for program in programs:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert done.stdout.startswith("western 0.9"), done.stdout + done.stderr
+    if shutil.which("curl"):
+        done = subprocess.run(["sh", "-c", terminal], capture_output=True, text=True, timeout=60)
+        assert json.loads(done.stdout)["predictions"][0]["genre"] == "western", done.stdout + done.stderr
+    page.locator(".g-copy").first.click()
+    page.get_by_role("button", name="Copied").wait_for()
+
+
+def test_tabs_are_reached_with_the_keyboard(open_page):
+    page = open_page()
+    page.locator("#g-tabs [role=tab]:visible").first.wait_for()
+    page.locator("#g-tabs [role=tab]:visible", has_text="Classify").focus()
+    seen = []
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.textContent.trim()"))
+        page.keyboard.press("Enter")
+        if seen[-1] == "API":
+            break
+    assert seen == ["Compare models", "Batch", "How good is it?", "API"]
+    page.locator(".g-api").wait_for()
+
+
+BUSY = """
+import sys
+from genre_nb.inference import load_classifier
+from genre_nb.serving import Server
+server = Server(port=0)
+server.start()
+server.web_server.config.app.state.service.queue.limit = 0
+print(server.url, flush=True)
+sys.stdin.read()
+server.stop()
+"""
+
+
+def test_a_full_server_answers_politely(browser, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        page = browser.new_page()
+        page.goto(process.stdout.readline().strip())
+        page.locator(".g-verdict").first.wait_for()
+        page.locator("#g-description textarea").fill(PLOTS["horror"])
+        page.locator("#g-classify").click()
+        page.locator("#g-result").get_by_text("The server is busy").wait_for()
+        open_tab(page, "Compare models")
+        page.locator("#g-compared").get_by_text("The server is busy").wait_for()
+        page.close()
+    finally:
+        process.communicate("", timeout=60)
