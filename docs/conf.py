@@ -1,5 +1,6 @@
 """How Sphinx reads and shows the pages that build.py puts together. Nothing here needs the network, now or when a page is read."""
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -7,11 +8,15 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.pycode.ast import _UnparseVisitor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from docments_reference import describe, find_source, skip  # noqa: E402  the path is set above
+from docments_reference import describe, skip  # noqa: E402  the path is set above
 
-from genre_nb import __version__  # noqa: E402  as above
+from genre_nb import __version__  # noqa: E402  the path is set above
+
+# Sphinx 9 can't read a module with an f-string in an annotation, as in `Field(description=f"…")`.
+_UnparseVisitor.visit_JoinedStr = lambda visitor, node: ast.unparse(node)
 
 project, author, version, release = "genre_nb", "The genre_nb authors", __version__, __version__
 copyright = "2026 onwards, The genre_nb authors"
@@ -77,4 +82,3 @@ def setup(app) -> None:
     app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
     app.connect("autodoc-process-docstring", describe)
     app.connect("autodoc-skip-member", skip)
-    app.connect("viewcode-find-source", find_source)
