@@ -248,6 +248,8 @@ CODE_STYLE = """
   border: 0; color: var(--body-text-color); white-space: pre; }
 .g-copy { position: absolute; top: 8px; right: 8px; font: inherit; font-size: .82rem; cursor: pointer; padding: 3px 12px;
   border: 1px solid var(--g-line); border-radius: 6px; background: var(--background-fill-primary); color: var(--body-text-color); }
+@media (max-width: 640px) { .g-code { display: flex; flex-direction: column-reverse; }
+  .g-copy { position: static; align-self: flex-end; margin-bottom: 8px; min-height: 32px; } }
 """
 
 # %% ../nbs/14e_demo.ipynb #0392e5c7
