@@ -50,7 +50,7 @@ def site(tmp_path_factory) -> Path:
         env=clean_environment(**proxies),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,  # half a minute of work, on a busy machine much longer
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return output
