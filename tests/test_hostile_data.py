@@ -333,7 +333,7 @@ HORRIBLE_JSON = {
     "lists in lists": "[" * 100_000,
     "objects in objects": '{"a":' * 100_000,
     "a deep title": '{"id":"1","genre":"crime","description":"x","title":' + "[" * 970 + "]" * 970 + "}",
-    "a deep column": '{"id":"1","genre":"crime","description":"x","title":"M","x":' + '{"a":' * 960 + "1" + "}" * 961,
+    "a deep column": '{"id":"1","genre":"crime","description":"x","title":"M","x":' + '{"a":' * 100_000 + "1" + "}" * 100_001,
     "a number too large for a float": '{"id": 1e400}',
     "a number of 100,000 digits": '{"id": %s}' % ("9" * 100_000),
     "not a number": '{"id": NaN, "title": Infinity}',
