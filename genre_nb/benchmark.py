@@ -10,12 +10,12 @@ __all__ = ['Work', 'STEPS', 'EXTRAS', 'NEEDS', 'REPEATS', 'PATIENCE', 'HEAD_WIDT
            'fasttext_line', 'train_fasttext', 'fasttext_labels', 'predict_work', 'case_saved', 'case_onnx_exact',
            'case_pipeline', 'case_predict_fasttext', 'prediction_request', 'send', 'ask', 'ask_gradio', 'load',
            'serve_flask', 'serve_flask_onnx', 'plain_onnx', 'serve_flask_torch', 'serve_gradio', 'serve_at_once',
-           'own_server', 'peer_server', 'free_port', 'start_server', 'case_serve', 'accuracy_on_test',
+           'own_program', 'own_server', 'peer_server', 'free_port', 'start_server', 'case_serve', 'accuracy_on_test',
            'case_linear_svm', 'case_sklearn', 'case_train_fasttext', 'case_preprocess', 'case_languages',
-           'case_reference_recipe', 'case_spacy', 'run_program', 'program_megabytes', 'own_program', 'predict_at_once',
-           'case_file', 'with_our_program', 'with_pandas', 'case_program', 'case_first_answer', 'case_first_pipeline',
-           'needed_distributions', 'installed_megabytes', 'install_sizes', 'resource_files', 'case_preprocess_again',
-           'case_growing_fit', 'case_growing_prediction', 'growth', 'operations_a_token', 'case_way', 'case_matrices',
+           'case_reference_recipe', 'case_spacy', 'run_program', 'program_megabytes', 'predict_at_once', 'case_file',
+           'with_our_program', 'with_pandas', 'case_program', 'case_first_answer', 'case_first_pipeline',
+           'needed_distributions', 'installed_megabytes', 'install_sizes', 'resource_files', 'case_growing_fit',
+           'case_growing_prediction', 'growth', 'operations_a_token', 'case_way', 'rated', 'case_matrices',
            'case_memory', 'training_windows', 'case_own_training', 'case_trainer', 'machine', 'same_labels', 'run_step',
            'run_benchmarks', 'write_benchmarks', 'read_benchmarks', 'measured', 'times_faster', 'steepest_growth',
            'Target', 'reached', 'targets_table', 'step_table', 'growth_table', 'install_table', 'benchmark_plot']
@@ -40,11 +40,13 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .core import SEED, atomic_path, find_folder, metrics_directory, processed_directory, require
+from genre_nb.core import (
+    SEED, atomic_path, available_processors, find_folder, metrics_directory, processed_directory, require,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -287,7 +289,7 @@ def peer_class() -> "type[BertPreTrainedModel]":
 
     return MeanPoolBert
 
-
+# %% ../nbs/13_benchmark.ipynb #147f1930
 def write_peer(
     folder: Path | str,  # gets config.json, model.safetensors and the tokenizer
 ) -> None:
@@ -312,7 +314,7 @@ def write_peer(
     PreTrainedTokenizerFast(tokenizer_file=str(saved / TOKENIZER_FILE), pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
                             sep_token="[SEP]", model_max_length=config.max_position_embeddings).save_pretrained(folder)
 
-
+# %% ../nbs/13_benchmark.ipynb #bd606bff
 def peer_pipeline(
     folder: Path | str,  # from `write_peer`
     batch_size: int = 1,  # the pipeline's own default
@@ -358,7 +360,7 @@ def train_fasttext(
         path = Path(folder) / "rows.txt"
         lines = [f"__label__{genre} {fasttext_line(text)}\n" for text, genre in zip(descriptions, genres)]
         path.write_text("".join(lines), encoding="utf-8")
-        return fasttext.train_supervised(str(path), wordNgrams=2, epoch=10, verbose=0, thread=len(os.sched_getaffinity(0)))
+        return fasttext.train_supervised(str(path), wordNgrams=2, epoch=10, verbose=0, thread=available_processors())
 
 
 def fasttext_labels(
@@ -388,7 +390,7 @@ def predict_work(
 
     return work
 
-
+# %% ../nbs/13_benchmark.ipynb #bff993d4
 def case_saved(name: str, size: int) -> Work:
     "A saved model, as a user loads it."
     from genre_nb.inference import load_classifier
@@ -462,7 +464,7 @@ async def send(
         raise RuntimeError(f"the server refused: {answer[:100]!r}")
     return answer
 
-
+# %% ../nbs/13_benchmark.ipynb #c465dfef
 async def ask(port: int, description: str) -> None:
     "Have one description classified."
     await send(port, prediction_request(description))
@@ -531,7 +533,7 @@ def plain_onnx() -> Callable[[Sequence[str]], list[str]]:
 
     return predict
 
-
+# %% ../nbs/13_benchmark.ipynb #023050bd
 def serve_flask_torch(port: int) -> None:
     "Flask around the pipeline of transformers."
     with TemporaryDirectory() as folder:
@@ -568,9 +570,14 @@ def serve_at_once(port: int) -> None:
 REQUESTS = 200  # in a turn, at most
 
 
+def own_program(*arguments: str) -> list[str]:
+    "The command `genre_nb`."
+    return [sys.executable, "-c", "from genre_nb.command_line import main; raise SystemExit(main())", *arguments]
+
+
 def own_server(port: int) -> list[str]:
     "The command that starts our server."
-    return [sys.executable, "-c", "from genre_nb.command_line import main; raise SystemExit(main())", "serve", "--port", str(port)]
+    return own_program("serve", "--port", str(port))
 
 
 def peer_server(function: str, port: int) -> list[str]:
@@ -604,7 +611,7 @@ def start_server(
     process.kill()
     raise RuntimeError(f"{' '.join(command(port)[-3:])} does not answer")
 
-
+# %% ../nbs/13_benchmark.ipynb #3519c5ae
 @cache
 def _server(command: Callable[[int], list[str]]) -> tuple[subprocess.Popen, int]:
     return start_server(command)
@@ -669,7 +676,7 @@ def case_linear_svm(size: int) -> Work:
 
     return work
 
-
+# %% ../nbs/13_benchmark.ipynb #9b23bd0e
 def case_sklearn(name: str, size: int) -> Work:
     "scikit-learn with its own settings."
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -706,15 +713,16 @@ STEPS["train_linear"] = Step("rows", (51_945,), (200,), "fastText", {
 })
 
 # %% ../nbs/13_benchmark.ipynb #0920feff
-def case_preprocess(size: int) -> Work:
-    "Our preprocessor, with cold caches."
+def case_preprocess(warm: bool, size: int) -> Work:
+    "Our preprocessor, with cold caches or with those of a run over the same rows."
     from genre_nb.preprocessing import forget_words, process_descriptions
 
     descriptions = benchmark_descriptions(size)
-    process_descriptions(["A first call loads the stemmer."])
+    process_descriptions(descriptions if warm else ["A first call loads the stemmer."])
 
     def work() -> None:
-        forget_words()
+        if not warm:
+            forget_words()
         process_descriptions(descriptions)
 
     return work
@@ -732,7 +740,7 @@ def case_languages(size: int) -> Work:
 
     return work
 
-
+# %% ../nbs/13_benchmark.ipynb #d4198502
 def case_reference_recipe(size: int) -> Work:
     "The reference's recipe, written plainly."
     from genre_nb.preprocessing import reference_recipe
@@ -760,7 +768,7 @@ def case_spacy(size: int) -> Work:
 
 
 STEPS["preprocess"] = Step("rows", (5_000, 51_945), (200,), "reference recipe", {
-    "genre_nb": Case(case_preprocess),
+    "genre_nb": Case(partial(case_preprocess, False)),
     "language identification": Case(case_languages),
     "reference recipe": Case(case_reference_recipe),
     "spaCy, without stems": Case(case_spacy, "spacy"),
@@ -791,12 +799,7 @@ def program_megabytes(
     scale = 1 if platform.system() == "Darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return int(run_program([sys.executable, "-c", _WATCH, *command])) * scale / 1e6
 
-
-def own_program(*arguments: str) -> list[str]:
-    "The command `genre_nb`."
-    return [sys.executable, "-c", "from genre_nb.command_line import main; raise SystemExit(main())", *arguments]
-
-
+# %% ../nbs/13_benchmark.ipynb #6d4e4ee6
 def predict_at_once(source: str, target: str) -> None:
     "A file with pandas, all rows together."
     from pandas import read_csv
@@ -945,19 +948,6 @@ def resource_files(kind: str) -> list[Path]:
 FEW_WORDS = 4
 
 
-def case_preprocess_again(size: int) -> Work:
-    "Our preprocessor, when it has seen the words before."
-    from genre_nb.preprocessing import process_descriptions
-
-    descriptions = benchmark_descriptions(size)
-    process_descriptions(descriptions)
-
-    def work() -> None:
-        process_descriptions(descriptions)
-
-    return work
-
-
 def case_growing_fit(size: int) -> Work:
     "Our linear model; rows beyond the data are shuffled copies."
     from genre_nb.preprocessing import forget_words
@@ -992,14 +982,14 @@ def case_growing_prediction(name: str, words: int | None, size: int) -> Work:
 
 
 STEPS["scale"] = Step("rows", (1_000, 5_000, 20_000, 51_945, 200_000), (100, 200), "", {
-    "preprocess, cold": Case(case_preprocess),
-    "preprocess, warm": Case(case_preprocess_again),
+    "preprocess, cold": Case(partial(case_preprocess, False)),
+    "preprocess, warm": Case(partial(case_preprocess, True)),
     "linear_svm, fit": Case(case_growing_fit),
     "linear_svm, predict": Case(partial(case_growing_prediction, "linear_svm", None)),
     "small_bert, predict a few words": Case(partial(case_growing_prediction, "small_bert", FEW_WORDS)),
 })
 
-
+# %% ../nbs/13_benchmark.ipynb #b1854a4b
 def growth(
     sizes: Sequence[int],
     seconds: Sequence[float],
@@ -1007,8 +997,7 @@ def growth(
 ) -> float:  # 1: twice the rows take twice the time
     "The exponent with which time grows."
     pairs = [(math.log(size), math.log(time)) for size, time in zip(sizes, seconds) if size >= smallest]
-    middle_x, middle_y = (sum(values) / len(pairs) for values in zip(*pairs))
-    return sum((x - middle_x) * (y - middle_y) for x, y in pairs) / sum((x - middle_x) ** 2 for x, _ in pairs)
+    return linear_regression(*zip(*pairs)).slope
 
 # %% ../nbs/13_benchmark.ipynb #d7dea3b8
 def operations_a_token(
@@ -1050,19 +1039,24 @@ def case_way(way: str, size: int) -> Work:
             "padded": in_padded_batches}
     operations = operations_a_token(folder) * sum(map(len, rows))
     run_window(model, rows[0], session=spinning)
-    return _rated(ways[way], operations, size)
+    return rated(ways[way], operations, "billion_operations_a_second")
 
-
-def _rated(compute: Callable[[], Any], operations: int, items: int) -> Work:
+# %% ../nbs/13_benchmark.ipynb #9a621474
+def rated(
+    compute: Callable[[], Any],
+    amount: float,  # of what it does
+    name: str,  # of the fact: billions of it in a second
+) -> Work:
+    "Something to compute, and how much it does in a second."
     def work() -> Callable[[], dict[str, Any]]:
         started = time.perf_counter()
         compute()
         seconds = time.perf_counter() - started
-        return lambda: {"items": items, "billion_operations_a_second": operations / seconds / 1e9}
+        return lambda: {name: amount / seconds / 1e9}
 
     return work
 
-
+# %% ../nbs/13_benchmark.ipynb #623014e5
 def case_matrices(bits: int, size: int) -> Work:
     "Nothing but products of matrices, of numbers of 8 or 32 bits."
     import numpy as np
@@ -1079,7 +1073,7 @@ def case_matrices(bits: int, size: int) -> Work:
     session = InferenceSession(model.SerializeToString())
     values = {name: np.ones((width, width), dtype=helper.tensor_dtype_to_np_dtype(kind)) for name, kind in shapes.items()}
     session.run(None, values)
-    return _rated(lambda: [session.run(None, values) for _ in range(size)], 2 * width ** 3 * size, size)
+    return rated(lambda: [session.run(None, values) for _ in range(size)], 2 * width ** 3 * size, "billion_operations_a_second")
 
 
 def case_memory(size: int) -> Work:
@@ -1087,15 +1081,7 @@ def case_memory(size: int) -> Work:
     import numpy as np
 
     table = np.ones(32_000_000)
-
-    def work() -> Callable[[], dict[str, Any]]:
-        started = time.perf_counter()
-        for _ in range(size):
-            table.sum()
-        seconds = time.perf_counter() - started
-        return lambda: {"gigabytes_a_second": size * table.nbytes / seconds / 1e9}
-
-    return work
+    return rated(lambda: [table.sum() for _ in range(size)], size * table.nbytes, "gigabytes_a_second")
 
 
 STEPS["limits"] = Step("descriptions", (256,), (8,), "small_bert, each alone on one thread", {
@@ -1127,7 +1113,7 @@ def training_windows(
     tokens = token_ids(load_tokenizer(default_backbone()), rows["description"].tolist())
     return [windows_of(ids, BATCH_LENGTH, 1)[0] for ids in tokens], np.unique(rows["genre"], return_inverse=True)[1]
 
-
+# %% ../nbs/13_benchmark.ipynb #c7c91c09
 def case_own_training(precision: str, size: int) -> Work:
     "Our loop; `precision` is \"bf16\" or \"no\", which is 32 bits."
     import numpy as np
@@ -1151,7 +1137,7 @@ def case_own_training(precision: str, size: int) -> Work:
 
     return work
 
-
+# %% ../nbs/13_benchmark.ipynb #76b85a45
 def case_trainer(half: bool, size: int) -> Work:
     "The Trainer of transformers."
     from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
@@ -1204,7 +1190,7 @@ def same_labels(
         found.append(one._asdict() | {"per_second": round(one.per_second, 2), "facts": facts})
     return found
 
-
+# %% ../nbs/13_benchmark.ipynb #dba5b3b9
 def run_step(
     name: str,  # a key of `STEPS`
     quick: bool = False,  # tiny sizes, one turn: it runs, and says nothing
@@ -1226,7 +1212,7 @@ def run_step(
                 left_out.append({"case": case, "reason": reason})
     return {"measured": same_labels(measured, step.peer), "left_out": left_out}
 
-
+# %% ../nbs/13_benchmark.ipynb #8c699555
 def run_benchmarks(
     steps: Sequence[str] = (),  # keys of `STEPS`; none: all
     quick: bool = False,  # tiny sizes, nothing is written
@@ -1297,7 +1283,7 @@ def steepest_growth(results: Mapping[str, Any]) -> float:
     by_case = {one["case"]: [other for other in found if other["case"] == one["case"]] for one in found}
     return max(growth([one["size"] for one in ones], [one["seconds"] for one in ones]) for ones in by_case.values())
 
-
+# %% ../nbs/13_benchmark.ipynb #9c3c8c1d
 class Target(NamedTuple):
     "An aim and how to see whether it was reached."
 
@@ -1337,7 +1323,7 @@ TARGETS = (
            lambda results: measured(results, "bulk", "genre_nb predict", 1_000_000)["megabytes"], False, " MB"),
 )
 
-
+# %% ../nbs/13_benchmark.ipynb #568359c3
 def reached(
     results: Mapping[str, Any],  # as read from benchmark.json
 ) -> list[tuple[Target, float, bool]]:  # target, what was measured, whether that is good enough; only those that were measured
@@ -1382,7 +1368,7 @@ def step_table(
     lines += [f"| {one['case']} | left out: {one['reason'].replace('|', '/')} | | | | | | |" for one in found["left_out"]]
     return "\n".join(lines)
 
-
+# %% ../nbs/13_benchmark.ipynb #91de5a56
 def growth_table(
     results: Mapping[str, Any],  # as read from benchmark.json, with the step "scale"
 ) -> str:  # Markdown
@@ -1405,7 +1391,7 @@ def install_table(
     lines += [f"| {extra} | {size['packages']} | {size['megabytes']:,.0f} |" for extra, size in results["install"].items()]
     return "\n".join(lines)
 
-
+# %% ../nbs/13_benchmark.ipynb #9c1631f1
 def benchmark_plot(
     results: Mapping[str, Any],  # as read from benchmark.json
 ) -> "Figure":
