@@ -158,13 +158,15 @@ def evaluate_on_test(
     dataset: Dataset,
     protocols: Mapping[str, Sequence[str]] = PROTOCOLS,  # name -> genres that are scored
 ) -> dict[str, Any]:  # protocol name -> results of `evaluate`
-    "Score the test rows by every protocol."
+    "Score the test rows by every protocol that has rows: `genres_26` takes English ones only."
     test = dataset.test
     probabilities = classifier.predict_proba(test["description"].tolist())
     english = np.array([language.code == "en" for language in identify_languages(test["description"].tolist())], dtype=bool)
     results = {}
     for protocol, scored in protocols.items():
         rows = english if protocol == "genres_26" else np.ones(len(test), dtype=bool)
+        if not np.isin(test["genre"][rows], scored).any():
+            continue
         results[protocol] = evaluate(test["genre"][rows].tolist(), probabilities[rows], list(classifier.classes_), scored,
                                      train_genres=dataset.train["genre"].tolist())
     return results

@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import pty
+import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -21,7 +23,8 @@ import pytest
 
 from genre_nb import __version__
 from genre_nb.command_line import main
-from genre_nb.data import open_records
+from genre_nb.core import resource_directory
+from genre_nb.data import DownloadError, open_records
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "genre_nb"
 WESTERN = (
@@ -497,3 +500,55 @@ def test_output_may_replace_its_own_input(call, tmp_path):
     assert call("predict", "movies.csv", "--output", "movies.csv").returncode == 0
     rows = list(csv.DictReader((tmp_path / "movies.csv").open()))
     assert [row["predicted_genre"] for row in rows] == ["western", "horror"]
+
+
+# ---- commands that work on a whole data set ----
+
+
+def test_evaluate_scores_the_models_that_are_named(call):
+    result = call("evaluate", "naive_bayes")
+    lines = result.stdout.decode().splitlines()
+    assert result.returncode == 0 and b"Testing on" in result.stderr and b"sample" in result.stderr
+    assert lines[0].split()[:3] == ["model", "protocol", "rows"] and len(lines) == 4
+    assert {line.split()[0] for line in lines[1:]} == {"naive_bayes"}
+    unknown = call("evaluate", "oracle")
+    assert unknown.returncode == 1 and b"no saved model named 'oracle'" in unknown.stderr
+
+
+def test_preprocess_writes_tables_and_says_how_many_rows(call, tmp_path):
+    result = call("preprocess", "--output", tmp_path / "processed")
+    assert result.returncode == 0 and b"Preprocessing" in result.stderr
+    assert re.search(rb"^train +301 rows in +\d+ out$", result.stdout, flags=re.M)
+    assert (tmp_path / "processed" / "manifest.json").is_file()
+
+
+def test_doctor_writes_its_findings_as_json(call, tmp_path):
+    result = call("doctor", "--json", tmp_path / "findings.json")
+    assert result.returncode == 0
+    findings = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))
+    assert findings and not list(tmp_path.glob("*.part"))
+
+
+def test_rows_that_can_not_be_used_are_named_and_change_the_exit_code(call, tmp_path):
+    folder = shutil.copytree(resource_directory("sample"), tmp_path / "data")
+    with (folder / "train_data.txt").open("a", encoding="utf-8") as stream:
+        stream.write("this is no row\n")
+    for command in ("doctor", "preprocess"):
+        output = ("--output", tmp_path / "processed") if command == "preprocess" else ()
+        result = call(command, *(("--data",) if command == "preprocess" else ()), folder, *output)
+        assert result.returncode == 3, command
+    assert b"train_data.txt" in result.stderr
+
+
+def test_train_wants_names(call):
+    result = call("train")
+    assert result.returncode == 1 and b"name the models to train, or --all; there are: naive_bayes" in result.stderr
+
+
+def test_a_download_that_fails_is_one_line(call, monkeypatch):
+    def unreachable(*_):
+        raise DownloadError("nobody answers")
+
+    monkeypatch.setattr("genre_nb.data.download", unreachable)
+    result = call("download")
+    assert (result.returncode, result.stderr) == (1, b"genre_nb: nobody answers\n")
