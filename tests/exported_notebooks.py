@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 TAKEN = """import genre_nb.{module} as _exported
-globals().update({{name: value for name, value in vars(_exported).items() if not name.startswith("__")}})"""
+globals().update({{name: value for name, value in vars(_exported).items() if not name.startswith("__") or name == "__version__"}})"""
 
 
 def copy_of(notebook: Path) -> str:
