@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GENRES', 'REFERENCE_6', 'PROTOCOLS', 'SEED', 'most_frequent_genres', 'canonical_genre', 'resource_directory',
            'checkout_directory', 'home_directory', 'environment', 'data_directory', 'processed_directory',
-           'models_directory', 'metrics_directory', 'find_folder', 'atomic_path', 'set_seeds', 'require', 'PeakMemory']
+           'models_directory', 'metrics_directory', 'find_folder', 'available_processors', 'atomic_path', 'set_seeds',
+           'require', 'PeakMemory']
 
 # %% ../nbs/00_core.ipynb #cac8c50d
 import importlib
@@ -146,6 +147,11 @@ def find_folder(
 
 # %% ../nbs/00_core.ipynb #7e74a3c8
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# %% ../nbs/00_core.ipynb #7c80ca21
+def available_processors() -> int:  # at least 1
+    "How many processors this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../nbs/00_core.ipynb #818be065
 @contextmanager

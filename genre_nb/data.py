@@ -191,7 +191,7 @@ class _CsvLines:
         self.record = []
         return first
 
-
+# %% ../nbs/01_data.ipynb #8969a118
 def csv_records(
     lines: Iterable[tuple[int, str]],  # numbered, the first one being the header
     delimiter: str = ",",

@@ -6,17 +6,14 @@
 __all__ = ['PAGE_STYLE', 'RESULT_STYLE', 'WORDS_STYLE', 'TABLE_STYLE', 'SCORES_STYLE', 'BATCH_STYLE', 'CODE_STYLE', 'STYLE',
            'EXAMPLE_SCRIPT', 'BAR_SCRIPT', 'REMEMBER_SCRIPT', 'COPY_SCRIPT', 'PAGE_SCRIPT', 'OWN_QUEUE', 'PLACEHOLDER',
            'BASE', 'SNIPPETS', 'UPLOADS', 'classify_tab', 'connect_classify', 'compare_tab', 'batch_tab',
-           'connect_batch', 'names_other_files', 'UploadsOnly', 'refuse', 'scores_tab', 'api_html', 'client_endpoint',
-           'build_demo']
+           'connect_batch', 'scores_tab', 'api_html', 'client_endpoint', 'build_demo']
 
 # %% ../nbs/14e_demo.ipynb #5eff4304
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from .batch import BATCHES_AT_ONCE, BATCHES_WAITING, ENDINGS, LIMITS, MAXIMUM_UPLOAD, batch_steps
+from .batch import BATCHES_AT_ONCE, BATCHES_WAITING, ENDINGS, LIMITS, batch_steps
 from .core import require
 from genre_nb.page import (
     EXAMPLES,
@@ -418,59 +415,6 @@ def connect_batch(
     running = button.click(classify_file, [file, model, column], panel, concurrency_limit=BATCHES_AT_ONCE,
                            trigger_mode="once", api_visibility="private", show_progress="minimal")
     stop.click(stopped, None, panel, cancels=[running], **OWN_QUEUE)
-
-# %% ../nbs/14e_demo.ipynb #41c74dab
-def names_other_files(
-    body: bytes,  # of a request
-    folder: Path,  # of the uploads
-) -> bool:
-    "Does a request name a file or an address that is no upload?"
-    try:
-        waiting = [json.loads(body)]
-    except (ValueError, RecursionError):
-        return False  # not JSON, so no event either
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            path = value.get("path")
-            if path and not (isinstance(path, str) and "\0" not in path and Path(path).resolve().is_relative_to(folder)):
-                return True
-        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return False
-
-
-class UploadsOnly:
-    "ASGI middleware: a file that a visitor names must be one that was uploaded, and an upload not too large."
-
-    def __init__(self, app: Callable, folder: Path | str):
-        self.app, self.folder = app, Path(folder).resolve()
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or "/gradio_api" not in scope["path"]:
-            return await self.app(scope, receive, send)
-        messages = [await receive()]
-        while messages[-1].get("more_body"):
-            messages.append(await receive())
-        body = b"".join(message.get("body", b"") for message in messages)
-        if scope["path"].rstrip("/").endswith("/upload") and len(body) > MAXIMUM_UPLOAD + 4_000:  # with the form around it
-            return await refuse(send, 413, f"a file may have up to {MAXIMUM_UPLOAD:,} bytes")
-        if names_other_files(body, self.folder):
-            return await refuse(send, 400, "a file must be uploaded before it is used")
-
-        async def receive_again() -> dict:
-            return messages.pop(0) if messages else await receive()
-
-        await self.app(scope, receive_again, send)
-
-
-async def refuse(
-    send: Callable,  # of an ASGI request
-    status: int,
-    detail: str,
-) -> None:
-    "Answer a request with a refusal."
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
-    await send({"type": "http.response.body", "body": json.dumps({"detail": detail}).encode()})
 
 # %% ../nbs/14e_demo.ipynb #8e105055
 def scores_tab(

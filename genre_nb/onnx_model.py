@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['MODEL_FILE', 'TOKENIZER_FILE', 'SETTINGS_FILE', 'MAX_LENGTH', 'WINDOWS', 'CARD_FILE', 'CHECKSUMS_FILE', 'LOADERS',
            'NetworkSettings', 'write_settings', 'read_settings', 'windows_of', 'OnnxModel', 'encodable', 'token_ids',
-           'run_window', 'window_scores', 'session_for', 'scores_of_ids', 'token_contributions', 'write_checksums',
-           'check_files', 'load_ensemble', 'load_stored']
+           'unread_tokens', 'run_window', 'window_scores', 'session_for', 'scores_of_ids', 'token_contributions',
+           'write_checksums', 'check_files', 'load_ensemble', 'load_stored']
 
 # %% ../nbs/07a_onnx_model.ipynb #b3c98642
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import numpy as np
 from scipy.special import softmax
 from tokenizers import Encoding, Tokenizer
 
-from .core import atomic_path, find_folder
+from .core import atomic_path, available_processors, find_folder
 from .data import file_sha256
 from .ensemble import Ensemble
 from .text import check_descriptions
@@ -94,15 +93,13 @@ class OnnxModel:
         folder = Path(folder)
         self.settings = read_settings(folder)
         self.classes_ = np.array(self.settings.genres, dtype=str)
-        self.threads = threads or _cores()
+        self.threads = threads or available_processors()
         self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.path = folder / MODEL_FILE
         self.session = _session(self.path, self.threads)
-        width = self.session.get_outputs()[0].shape[-1]
-        if isinstance(width, int) and width != len(self.classes_):
-            raise ValueError(f"{self.path} gives {width} scores, but {SETTINGS_FILE} names {len(self.classes_)} genres")
+        _check_width(self)
         self.callers, self.lock = 0, threading.Lock()  # how many are computing now
 
     @property
@@ -125,10 +122,7 @@ class OnnxModel:
 
     def truncated(self, description: str) -> int:
         "How many tokens of a description don't fit into the windows and are not read."
-        room = self.settings.windows * (self.settings.max_length - self.settings.marks)
-        if 4 * len(description) <= room:  # a character is at most four after normalisation, and a token has at least one
-            return 0
-        return max(0, len(self.tokenizer.encode(encodable(description)).ids) - self.settings.marks - room)
+        return unread_tokens(self, description)
 
     def explain(
         self,
@@ -155,10 +149,17 @@ def token_ids(
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def unread_tokens(
+    model: OnnxModel,
+    description: str,
+) -> int:
+    "How many tokens of a description don't fit into the windows."
+    room = model.settings.windows * (model.settings.max_length - model.settings.marks)
+    if 4 * len(description) <= room:  # a character is at most four after normalisation, and a token has at least one
+        return 0
+    return max(0, len(model.tokenizer.encode(encodable(description)).ids) - model.settings.marks - room)
 
-
+# %% ../nbs/07a_onnx_model.ipynb #c2c30cdc
 def _session(path: Path, threads: int) -> "InferenceSession":
     from onnxruntime import InferenceSession, SessionOptions
 
@@ -168,6 +169,12 @@ def _session(path: Path, threads: int) -> "InferenceSession":
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
     return InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _check_width(model: OnnxModel) -> None:
+    width = model.session.get_outputs()[0].shape[-1]
+    if isinstance(width, int) and width != len(model.classes_):
+        raise ValueError(f"{model.path} gives {width} scores, but {SETTINGS_FILE} names {len(model.classes_)} genres")
 
 # %% ../nbs/07a_onnx_model.ipynb #2c4cc4f5
 def run_window(
@@ -192,7 +199,7 @@ def window_scores(
     scores = [run_window(model, window, "scores", session) for window in windows]
     return np.average(scores, axis=0, weights=[max(len(window) - settings.marks, 1) for window in windows])
 
-
+# %% ../nbs/07a_onnx_model.ipynb #291abd32
 @contextmanager
 def session_for(
     model: OnnxModel,

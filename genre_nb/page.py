@@ -225,7 +225,7 @@ def earlier_answer(
     sound = isinstance(found.description, str) and all(0 <= chance <= 1 for chance in chances.values())
     return found._replace(probabilities=chances) if sound else None
 
-
+# %% ../nbs/14b_page.ipynb #294d3aa8
 def is_edit(
     before: str,
     after: str,
@@ -274,7 +274,7 @@ def refused_html(
         return notice_html(f"{lengths} Shorten it and try again.", "error")
     return ""
 
-
+# %% ../nbs/14b_page.ipynb #46143835
 def shown(
     service: Service,
     description: str | None,  # as typed
@@ -300,7 +300,7 @@ def shown(
     except TimeoutError:
         return notice_html("That took too long. Try a shorter text.", "error"), ""
 
-
+# %% ../nbs/14b_page.ipynb #f87e6369
 def explained_html(
     service: Service,
     description: str,
@@ -421,7 +421,7 @@ def footer_html(
     anchors = " ".join(f'<a href="{path}">{text}</a>' for path, text in links.items())
     return (
         f'<footer class="g-footer"><p>{safe(card_facts(models.cards[models.default]))}. It learned from short English '
-        "descriptions and names one genre where a movie may have several. Texts are not stored.</p>"
+        "descriptions and names one genre where a movie may have several. Texts are not kept; uploaded files go after a quarter of an hour.</p>"
         f"<nav>{anchors}<span>genre_nb {safe(__version__)}</span></nav></footer>"
     )
 

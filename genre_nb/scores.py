@@ -58,7 +58,7 @@ def leaderboard_html(
 ) -> str:
     "All measured models, highest macro-F1 first."
     rows = []
-    for row in leaderboard(protocol=protocol, columns=("megabytes", "milliseconds")).to_dict("records"):
+    for row in leaderboard(protocol=protocol, columns=("megabytes",)).to_dict("records"):
         current = ' aria-current="true"' if row["model"] == chosen else ""
         rows.append(f'<tr{current}><th scope="row">{breakable(row["model"])}</th>{score_cell(row, "macro_f1")}'
                     f'{score_cell(row, "accuracy")}{score_cell(row, "top_3_accuracy", "g-wide")}'

@@ -8,11 +8,10 @@ __all__ = ['MAXIMUM_DESCRIPTIONS', 'MAXIMUM_CHARACTERS', 'MAXIMUM_BODY', 'BODY_S
            'load_or_refuse', 'WorkQueue', 'answer_of', 'Metrics', 'Service']
 
 # %% ../nbs/14a_service.ipynb #0b5e4542
-from .core import require
+from .core import available_processors, require
 
 # %% ../nbs/14a_service.ipynb #2a973e8b
-for library in ("prometheus_client",):
-    require(library, extra="serve")
+require("prometheus_client", extra="serve")
 
 # %% ../nbs/14a_service.ipynb #53c0561c
 import asyncio
@@ -149,7 +148,7 @@ class WorkQueue:
         report: Callable[[int], None] = lambda pending: None,  # told how many are waiting or running
     ):
         self.limit, self.pending, self.lock, self.report = limit, 0, threading.Lock(), report
-        self.executor = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="prediction")
+        self.executor = ThreadPoolExecutor(threads or available_processors(), thread_name_prefix="prediction")
 
     def submit(
         self,
@@ -234,7 +233,6 @@ class Service:
     ):
         self.models, self.metrics = Models(classifiers), Metrics()
         self.queue = WorkQueue(queue_limit, report=self.metrics.pending.set)
-        self.models.get().classify(EXAMPLE_DESCRIPTION)  # what loads at the first prediction, loads now
         self.started, self.stopping = time.monotonic(), False
 
     def predict(

@@ -11,9 +11,10 @@ __all__ = ['NOT_BLANK', 'Description', 'WHAT_IS_WRONG', 'WHAT_TO_SEND', 'BODY_EX
            'header_of', 'read_body', 'RequestGuard', 'replay', 'request_id_of', 'RequestRecord', 'log_failure',
            'documented_refusal', 'add_prediction_routes', 'ProbabilitiesAnswer', 'add_reference_route', 'GenresAnswer',
            'ModelAnswer', 'ModelsAnswer', 'HealthAnswer', 'add_information_routes', 'add_documentation_routes',
-           'add_other_methods', 'refuse_method', 'mount_demo', 'document_models', 'create_app', 'PortInUse', 'listen',
-           'listen_error', 'PatientProtocol', 'web_server', 'is_loopback', 'Server', 'describe', 'launch',
-           'allow_open_files', 'run_worker', 'follow_parent', 'Worker', 'Workers', 'serve', 'log_to']
+           'add_other_methods', 'refuse_method', 'names_other_files', 'UploadsOnly', 'mount_demo', 'document_models',
+           'create_app', 'PortInUse', 'listen', 'listen_error', 'PatientProtocol', 'web_server', 'is_loopback',
+           'Endpoint', 'describe', 'Server', 'launch', 'allow_open_files', 'run_worker', 'follow_parent', 'Worker',
+           'Workers', 'watch', 'serve', 'log_to']
 
 # %% ../nbs/15_serving.ipynb #d874310e
 from .core import GENRES, require
@@ -41,8 +42,9 @@ from importlib.resources import files
 from ipaddress import ip_address
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from uuid import uuid4
 
 import h11
@@ -60,22 +62,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import __version__
 from .batch import MAXIMUM_UPLOAD
-from .demo import PAGE_SCRIPT, STYLE, UploadsOnly, build_demo
+from .demo import PAGE_SCRIPT, STYLE, build_demo
 from .inference import DEFAULT_MODEL, Classifier, Prediction
 from genre_nb.service import (
-    BODY_SECONDS,
-    EXAMPLE_DESCRIPTION,
-    LOGGER,
-    MAXIMUM_BODY,
-    MAXIMUM_CHARACTERS,
-    MAXIMUM_DESCRIPTIONS,
-    QUEUE_LIMIT,
-    SHARED_METRICS,
-    ApiError,
-    Metrics,
-    Service,
-    answer_of,
-    quoted,
+    BODY_SECONDS, EXAMPLE_DESCRIPTION, LOGGER, MAXIMUM_BODY, MAXIMUM_CHARACTERS, MAXIMUM_DESCRIPTIONS, QUEUE_LIMIT,
+    SHARED_METRICS, ApiError, Metrics, Service, answer_of, quoted,
 )
 
 # %% ../nbs/15_serving.ipynb #cfadda40
@@ -544,7 +535,7 @@ REQUEST_EXAMPLES = {  # for Swagger UI, which offers them as a choice
     },
 }
 
-
+# %% ../nbs/15_serving.ipynb #0274df0a
 def add_prediction_routes(
     app: FastAPI,
     service: Service,
@@ -774,6 +765,46 @@ def refuse_method(
         return problem_response(405, f"this path takes {listed}; see /docs", (), {"Allow": listed})
 
     return method_not_allowed
+
+# %% ../nbs/15_serving.ipynb #532d9ebc
+def names_other_files(
+    body: bytes,  # of a request
+    folder: Path,  # of the uploads
+) -> bool:
+    "Does a request name a file or an address that is no upload?"
+    try:
+        waiting = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return False  # not JSON, so no event either
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            path = value.get("path")
+            if path and not (isinstance(path, str) and "\0" not in path and Path(path).resolve().is_relative_to(folder)):
+                return True
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return False
+
+# %% ../nbs/15_serving.ipynb #3122bfd8
+class UploadsOnly:
+    "ASGI middleware behind `RequestGuard`: a file that a visitor names must be an upload, and an upload not too large."
+
+    def __init__(self, app: Callable, folder: Path | str):
+        self.app, self.folder = app, Path(folder).resolve()
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or "/gradio_api" not in scope["path"]:
+            return await self.app(scope, receive, send)
+        body = await read_body(scope, receive)
+        if body is None:
+            return
+        if scope["path"].rstrip("/").endswith("/upload") and len(body) > MAXIMUM_UPLOAD + 4_000:  # with the form around it
+            refusal = problem_response(413, f"a file may have up to {MAXIMUM_UPLOAD:,} bytes")
+        elif names_other_files(body, self.folder):
+            refusal = problem_response(400, "a file must be uploaded before it is used")
+        else:
+            return await self.app(scope, replay(body, receive), send)
+        await refusal(scope, receive, send)
 
 # %% ../nbs/15_serving.ipynb #7e78ba27
 def mount_demo(
@@ -1029,8 +1060,48 @@ def is_loopback(
     except ValueError:
         return False
 
+# %% ../nbs/15_serving.ipynb #13d81335
+class Endpoint:
+    "A port that is had, and where a browser finds it."
+
+    def __init__(
+        self,
+        listener: socket.socket,  # bound and listening
+        host: str,  # that it listens on
+        demo: bool,  # also the page at `/`
+    ):
+        self.listener, self.port, self.host, self.demo = listener, listener.getsockname()[1], host, demo
+
+    @property
+    def url(self) -> str:
+        "Where a browser on this computer finds it."
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def is_working(self) -> bool:
+        "Is a prediction still being made in this process?"
+        return False
+
+    def stop(self) -> None:
+        "Free the port."
+        self.listener.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+
+def describe(
+    server: Endpoint,
+) -> str:  # one line
+    "Where the demo and the API are."
+    places = [f"demo {server.url}", f"API {server.url}/docs"] if server.demo else [f"API {server.url}/docs"]
+    return ", ".join(places)
+
 # %% ../nbs/15_serving.ipynb #f2634149
-class Server:
+class Server(Endpoint):
     "A server that has its port: run it here, or start it beside what you are doing."
 
     def __init__(
@@ -1041,20 +1112,13 @@ class Server:
         classifiers: Mapping[str, Classifier] | None = None,  # None: the saved models at hand
         listener: socket.socket | None = None,  # a port that is had already; None: take one
     ):
-        self.listener = listener or listen(host, port)
-        self.port, self.host, self.demo, self.thread = self.listener.getsockname()[1], host, demo, None
+        super().__init__(listener or listen(host, port), host, demo)
+        self.thread: threading.Thread | None = None
         try:
-            names = (*LOOPBACK_NAMES, host) if is_loopback(host) else None
-            self.web_server = web_server(create_app(classifiers, demo, names))
+            self.web_server = web_server(create_app(classifiers, demo, (*LOOPBACK_NAMES, host) if is_loopback(host) else None))
         except BaseException:
             self.listener.close()
             raise
-
-    @property
-    def url(self: "Server | Workers") -> str:
-        "Where a browser on this computer finds it."
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def __repr__(self) -> str:
         running = self.thread is not None and self.thread.is_alive()
@@ -1088,21 +1152,7 @@ class Server:
             self.thread.join(STOP_SECONDS + 5)
         self.listener.close()
 
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
-
 # %% ../nbs/15_serving.ipynb #c576be57
-def describe(
-    server: "Server | Workers",
-) -> str:  # one line
-    "Where the demo and the API are."
-    places = [f"demo {server.url}", f"API {server.url}/docs"] if server.demo else [f"API {server.url}/docs"]
-    return ", ".join(places)
-
-
 def launch(
     port: int = 5000,  # 0: any free one
     host: str = "127.0.0.1",  # reachable from this computer only; "0.0.0.0" for every network it is in
@@ -1179,7 +1229,7 @@ class Worker:
         return self.said
 
 # %% ../nbs/15_serving.ipynb #3f60f07d
-class Workers:
+class Workers(Endpoint):
     "Several processes that serve the API on one port."
 
     def __init__(
@@ -1191,11 +1241,9 @@ class Workers:
     ):
         if os.name != "posix":
             raise ValueError("several workers need Linux or macOS; leave --workers out")
-        self.listener, self.host, self.demo, self.target = listen(host, port), host, False, target
-        self.port, self.count, self.stopping = self.listener.getsockname()[1], count, False
+        super().__init__(listen(host, port), host, demo=False)
+        self.count, self.target, self.stopping = count, target, False
         self.workers: list[Worker] = []
-
-    url = Server.url
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> int:  # exit code
         "Run until Ctrl-C or SIGTERM, or until a worker can't start."
@@ -1204,7 +1252,7 @@ class Workers:
         with TemporaryDirectory(prefix="genre_nb_metrics_") as folder:
             os.environ[SHARED_METRICS] = folder
             self.workers = [self.start() for _ in range(self.count)]
-            code = self.watch(on_ready, folder)
+            code = watch(self, on_ready, folder)
             self.stop()
         return code
 
@@ -1212,37 +1260,38 @@ class Workers:
         "A new worker."
         return Worker(self.target, self.listener, self.host)
 
-    def watch(self, on_ready: Callable[[], None], folder: str) -> int:  # exit code
-        "Say when all are ready, and replace those that die."
-        announced = False
-        while not self.stopping:
-            for number, worker in enumerate(self.workers):
-                ready, code = worker.ready, worker.process.exitcode
-                if code is None or self.stopping:
-                    continue
-                LOGGER.error(json.dumps({"event": "worker died", "exit_code": code, "ready": ready}))
-                if not ready:
-                    return 1
-                mark_process_dead(worker.process.pid, folder)
-                self.workers[number] = self.start()
-            if not announced and all(worker.ready for worker in self.workers):
-                announced = True
-                on_ready()
-            time.sleep(0.1)
-        return 0
-
-    def is_working(self) -> bool:
-        "Is a prediction still being made? Not here."
-        return False
-
     def stop(self) -> None:
         "Close the port, let the workers finish their answers, and end those that don't."
-        self.listener.close()
+        super().stop()
         for worker in self.workers:
             worker.process.terminate()  # SIGTERM
         for worker in self.workers:
             worker.process.join(STOP_SECONDS + 5)
             worker.process.kill()
+
+# %% ../nbs/15_serving.ipynb #556ab7eb
+def watch(
+    workers: Workers,  # started
+    on_ready: Callable[[], None],  # called once, when all of them answer
+    folder: str,  # of their counters
+) -> int:  # exit code: 0 told to stop, 1 a worker can't start
+    "Say when all are ready, and replace those that die."
+    announced = False
+    while not workers.stopping:
+        for number, worker in enumerate(workers.workers):
+            ready, code = worker.ready, worker.process.exitcode
+            if code is None or workers.stopping:
+                continue
+            LOGGER.error(json.dumps({"event": "worker died", "exit_code": code, "ready": ready}))
+            if not ready:
+                return 1
+            mark_process_dead(worker.process.pid, folder)
+            workers.workers[number] = workers.start()
+        if not announced and all(worker.ready for worker in workers.workers):
+            announced = True
+            on_ready()
+        time.sleep(0.1)
+    return 0
 
 # %% ../nbs/15_serving.ipynb #e229302e
 def serve(

@@ -211,6 +211,11 @@ def stage_key(
     return digest.hexdigest()[:16]
 
 # %% ../nbs/09_small_bert.ipynb #ffaf9890
+def _share(batches: list[np.ndarray], accelerator: Accelerator) -> list[np.ndarray]:
+    count = accelerator.num_processes  # each process takes as many batches
+    return batches[accelerator.process_index:len(batches) // count * count:count]
+
+# %% ../nbs/09_small_bert.ipynb #f0f694f7
 class Trainer:
     "A network in training."
 
@@ -226,7 +231,7 @@ class Trainer:
         self.network, self.examples, self.stage, self.options = network, examples, stage, options
         self.validate, self.progress = validate, Progress(finished=not stage.epochs)
         self.best: dict[str, torch.Tensor] | None = None  # the weights
-        self.plan = [self._share(epoch_plan(stage.weights, examples.lengths, stage.batch_tokens, [stage.seed, epoch]))
+        self.plan = [_share(epoch_plan(stage.weights, examples.lengths, stage.batch_tokens, [stage.seed, epoch]), self.accelerator)
                      for epoch in range(stage.epochs)]
         network.to(self.accelerator.device)
         groups = parameter_groups(network, stage.learning_rate, options.layerwise_decay)
@@ -237,10 +242,6 @@ class Trainer:
         weights = options.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=self.accelerator.device)
         torch.manual_seed(stage.seed)
-
-    def _share(self, batches: list[np.ndarray]) -> list[np.ndarray]:
-        count = self.accelerator.num_processes  # each process takes as many batches
-        return batches[self.accelerator.process_index:len(batches) // count * count:count]
 
     def state(self) -> dict[str, Any]:
         "All that decides how training goes on; of a finished stage, the weights."
