@@ -236,6 +236,9 @@ def card_page(card: dict[str, Any]) -> Iterator[str]:
     yield f"## Scores\n\nOn the test rows, with their 95 % intervals.\n\n{scores_table(card['metrics'])}"
     yield f"In {card['cross_validation']['folds']}-fold cross-validation of the training rows, all genres:"
     yield scores_table({"cross-validation": card["cross_validation"]})
+    yield "## Each genre\n\nOn the test rows, all genres: what of its rows was found, and what of its answers was right."
+    yield table(("genre", "rows", "recall", "precision", "F1"),
+                [(genre, found["rows"], *(f"{found[score]:.2f}" for score in ("recall", "precision", "f1"))) for genre, found in card["per_genre"].items()])
     yield f"## What it is for\n\n{card['intended_use']}\n\n{card['limits']}"
     yield f"## What it learned from\n\n{card['data']}."
     yield table(("source", "rows", "weight", "sha256"),
