@@ -186,7 +186,7 @@ SCORES_STYLE = """
 .g-list { margin: 0 0 16px; padding: 0 0 0 1.1em; line-height: 1.6; list-style: disc; }
 .g-leaderboard small { color: var(--g-soft); white-space: nowrap; }
 .g-leaderboard tr[aria-current] th, .g-leaderboard tr[aria-current] td { background: rgb(var(--g-for-fill) / .12); }
-.g-leaderboard th, .g-genres th { padding-left: 8px !important; }
+.g-leaderboard th:first-child, .g-genres th:first-child { padding-left: 8px !important; }
 .g-number, .g-leaderboard td { font-variant-numeric: tabular-nums; }
 .g-genres .g-number { text-align: right; }
 .g-scroll { overflow-x: auto; } .g-scroll:focus-visible { outline: 2px solid var(--g-for); outline-offset: 2px; }
@@ -206,7 +206,7 @@ SCORES_STYLE = """
 #g-scores-choice .form { gap: 16px 24px; }
 @media (max-width: 640px) { .g-wide { display: none; } .g-leaderboard small { display: block; }
   .g-scores .g-table { font-size: .86rem; }
-  .g-scores .g-table th, .g-scores .g-table td { padding: 8px 6px 8px 0; } .g-scores .g-table th { padding-left: 4px !important; }
+  .g-scores .g-table th, .g-scores .g-table td { padding: 8px 6px 8px 0; } .g-scores .g-table th:first-child { padding-left: 4px !important; }
   .g-genres .g-table { font-size: .82rem; } .g-genres .g-chance { min-width: 3.5rem; } .g-genres .g-chance .g-track { width: calc(100% - 2.3rem); }
   .g-genres .g-chance .g-value { width: 2rem; font-size: .82rem; } }
 """
