@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['GENRES', 'REFERENCE_6', 'PROTOCOLS', 'SEED', 'most_frequent_genres', 'canonical_genre', 'resource_directory',
            'checkout_directory', 'home_directory', 'environment', 'data_directory', 'processed_directory',
-           'models_directory', 'metrics_directory', 'find_folder', 'available_processors', 'atomic_path', 'set_seeds',
-           'require', 'PeakMemory']
+           'models_directory', 'metrics_directory', 'find_folder', 'available_processors', 'hardware', 'atomic_path',
+           'set_seeds', 'require', 'PeakMemory']
 
 # %% ../nbs/00_core.ipynb #cac8c50d
 import importlib
 import os
+import platform
 import random
 import re
 import sys
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # %% ../nbs/00_core.ipynb #e9811b7d
 GENRES: tuple[str, ...] = (
@@ -153,6 +155,17 @@ def available_processors() -> int:  # at least 1
     "How many processors this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+# %% ../nbs/00_core.ipynb #92ab57f0
+def hardware() -> dict[str, Any]:  # "processor", "instructions", "cores", "system"; "graphics" where PyTorch found a graphics card
+    "The machine, as far as times and results depend on it."
+    import numpy as np
+
+    found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found")  # NumPy leaves out what is empty
+    torch = sys.modules.get("torch")  # not loaded for this: who has not loaded it used no graphics card
+    graphics = {"graphics": torch.cuda.get_device_name()} if torch and torch.cuda.is_available() else {}
+    return {"processor": platform.machine(), "instructions": found[-1] if found else "baseline", "cores": os.cpu_count(),
+            "system": platform.system()} | graphics
+
 # %% ../nbs/00_core.ipynb #818be065
 @contextmanager
 def atomic_path(
@@ -175,7 +188,11 @@ def _replace(source: Path, target: Path) -> None:
         return
     aside = source.with_suffix(".old")
     os.replace(target, aside)
-    os.replace(source, target)
+    try:
+        os.replace(source, target)
+    except BaseException:
+        os.replace(aside, target)
+        raise
     _remove(aside)
 
 

@@ -194,7 +194,7 @@ class _CsvLines:
 # %% ../nbs/01_data.ipynb #8969a118
 def csv_records(
     lines: Iterable[tuple[int, str]],  # numbered, the first one being the header
-    delimiter: str = ",",
+    delimiter: str = ",",  # one character between the fields
 ) -> Iterator[Record | tuple[int, str, str]]:  # a record, or (line, reason, text)
     "The records of a CSV file; a broken one costs one line."
     feed = _CsvLines(lines)
@@ -266,7 +266,7 @@ def _line_records(lines: Iterable[tuple[int, str]], format: str, labelled: bool 
 def open_records(
     stream: BinaryIO,  # of UTF-8 text
     name: str = "-",  # file name, for messages and to detect the format
-    format: str = "auto",  # "auto" or a member of `FORMATS`
+    format: str = "auto",  # "auto" or a member of `FORMATS`; another one is a ValueError
     labelled: bool | None = None,  # native format only: has a genre field? None: look at each line
 ) -> tuple[str, Iterator[Record | RejectedRow]]:  # the format, and what `stream_records` yields
     "Find out the format from the first line that is not blank, and get ready to read the rest."
@@ -289,7 +289,7 @@ def open_records(
 def stream_records(
     stream: BinaryIO,  # of UTF-8 text
     name: str = "-",  # file name, for messages and to detect the format
-    format: str = "auto",  # "auto" or a member of `FORMATS`
+    format: str = "auto",  # "auto" or a member of `FORMATS`; another one is a ValueError
     labelled: bool | None = None,  # native format only: has a genre field? None: look at each line
 ) -> Iterator[Record | RejectedRow]:
     "Records of a stream in file order, in constant memory; bad ones as `RejectedRow`. Blank lines are no records."
@@ -333,7 +333,7 @@ def _shown(text: str) -> str:
 
 # %% ../nbs/01_data.ipynb #daa395b5
 def row_of(
-    record: Record,
+    record: Record,  # names of columns in any case; further columns are ignored
     labelled: bool,  # must the record have a genre?
 ) -> Row | str:  # the row, or the reason why it is none
     "Check one record against the columns `id`, `title`, `genre`, `description`."
@@ -343,7 +343,7 @@ def row_of(
         value = fields.get(name)
         value = str(value) if type(value) is int and name == "id" else value
         if not isinstance(value, str) or not value.strip():
-            return f"missing {name}" if value is None or value == "" else f"the {name} is no text"
+            return f"the {name} is no text" if value is not None and not isinstance(value, str) else f"missing {name}"
         values[name] = value.strip()
     genre = canonical_genre(values["genre"]) if labelled else None
     if labelled and genre is None:
@@ -353,7 +353,7 @@ def row_of(
 # %% ../nbs/01_data.ipynb #8542a052
 def read_rows(
     path: Path | str,  # a .txt, .csv, .tsv or .jsonl file, possibly .gz
-    format: str = "auto",  # "auto" or a member of `FORMATS`
+    format: str = "auto",  # "auto" or a member of `FORMATS`; another one is a ValueError
     labelled: bool = True,  # must each row have a genre?
 ) -> Iterator[Row | RejectedRow]:
     "Rows of a data file in file order; the ones that can't be used as `RejectedRow`."
@@ -378,7 +378,7 @@ COLUMNS = ("id", "title", "year", "kind", "is_series", "genre", "description")
 
 
 def frame_of(
-    rows: Iterable[Row],
+    rows: Iterable[Row],  # usable ones, whose order the table keeps
 ) -> "pd.DataFrame":  # columns `COLUMNS`; `title` without year and marks
     "A table of rows with the title taken apart."
     pandas = require("pandas", extra="data")
@@ -398,7 +398,7 @@ def frame_of(
 # %% ../nbs/01_data.ipynb #76ef161f
 def read_frame(
     path: Path | str,  # a .txt, .csv, .tsv or .jsonl file, possibly .gz
-    format: str = "auto",
+    format: str = "auto",  # "auto" or a member of `FORMATS`; another one is a ValueError
     labelled: bool = True,  # must each row have a genre?
 ) -> tuple["pd.DataFrame", list[RejectedRow]]:  # the table, and the rows that could not be used
     "Read a data file into a table."
@@ -466,7 +466,7 @@ class Dataset:
 def find_original(
     directory: Path,  # a data folder
     name: str,  # a member of `ORIGINAL_FILES`
-) -> Path | None:
+) -> Path | None:  # the first that exists, or None
     "An original file at the root of the folder or in `imdb/`, compressed or not."
     candidates = [directory / place / f"{name}{ending}" for place in (".", "imdb") for ending in ("", ".gz")]
     return next((path for path in candidates if path.is_file()), None)
@@ -482,6 +482,8 @@ def find_extra(
         name = path.name.removesuffix(".gz").removesuffix(".txt")
         hidden = parts[0] in ("processed", "sample") or any(part.startswith(".") for part in parts)
         if not hidden and f"{name}.txt" not in ORIGINAL_FILES and _is_native(path):
+            if name in found or name in ("train", "test", "solution"):
+                raise ValueError(f"{path}: there is another source named {name!r}; rename the file")
             found[name] = path
     return found
 
@@ -544,7 +546,7 @@ def _load_folder(folder: Path, extra: bool = True) -> Dataset:
 
 
 def file_sha256(
-    path: Path | str,
+    path: Path | str,  # read as it is: a compressed file is not unpacked
 ) -> str:  # 64 hexadecimal digits
     "The SHA-256 checksum of a file."
     with open(path, "rb") as stream:
@@ -635,7 +637,7 @@ def _from_hugging_face(folder: Path) -> dict[str, bytes]:
 # %% ../nbs/01_data.ipynb #e35f06ba
 def native_lines(
     frame: "pd.DataFrame",  # columns title, genre, text
-    labelled: bool = True,
+    labelled: bool = True,  # False: without the genre
 ) -> bytes:  # UTF-8
     "Rows in the native format, numbered from 1."
     lines = []
@@ -646,7 +648,7 @@ def native_lines(
 
 # %% ../nbs/01_data.ipynb #068599dd
 def fingerprint(
-    description: str,
+    description: str,  # raw
 ) -> str:  # letters and digits only, single blanks, lower case
     "What remains of a description when case, punctuation and spacing are ignored."
     folded = unicodedata.normalize("NFKC", description).casefold()
@@ -654,11 +656,11 @@ def fingerprint(
 
 # %% ../nbs/01_data.ipynb #d44385a0
 def training_rows(
-    dataset: Dataset,
-    weights: Mapping[str, float] | None = None,  # extra source -> weight of its rows; None: no extra rows; 0: left out
+    dataset: Dataset,  # what `load_data` returns
+    weights: Mapping[str, float] | None = None,  # extra source -> weight of its rows; None: no extra rows; 0 or less: left out
     avoid: "pd.DataFrame | None" = None,  # rows whose descriptions must not come back, besides the test set
 ) -> "pd.DataFrame":  # the columns of a table and `source`, `weight` (1 for reference rows)
-    "Reference training rows and weighted extra rows, none of which repeats a test description or another row."
+    "All reference training rows, and weighted extra rows, none of which repeats a test description or another row."
     pandas = require("pandas", extra="data")
     unknown = set(weights or {}) - set(dataset.extra)
     if unknown:
@@ -666,18 +668,19 @@ def training_rows(
     frames = [dataset.train.assign(source="train", weight=1.0)]
     taken = set(map(fingerprint, pandas.concat([dataset.test, dataset.train, *([] if avoid is None else [avoid])])["description"]))
     for name, weight in (weights or {}).items():
+        if weight <= 0:
+            continue
         prints = dataset.extra[name]["description"].map(fingerprint)
         fresh = dataset.extra[name][~prints.isin(taken) & ~prints.duplicated()]
         taken.update(prints)
-        if weight > 0:
-            frames.append(fresh.assign(source=name, weight=float(weight)))
+        frames.append(fresh.assign(source=name, weight=float(weight)))
     return pandas.concat(frames, ignore_index=True)
 
 # %% ../nbs/01_data.ipynb #de395f56
 def hold_out(
     genres: Sequence[str],  # the genre of each row
-    fraction: float = 0.15,  # share of each genre to hold out, in (0, 1)
-    seed: int = SEED,
+    fraction: float = 0.15,  # share of each genre to hold out, in (0, 1); another one is a ValueError
+    seed: int = SEED,  # of the choice
 ) -> list[bool]:  # True for rows held out
     "A fixed stratified choice of rows to keep apart from training."
     numpy = require("numpy", extra="data")
@@ -705,7 +708,9 @@ def _names(frame_name: str, frame: "pd.DataFrame") -> list[str]:
     return [f"{frame_name}:{name}" for name in frame["id"][:20]]
 
 
-def check_rejected(dataset: Dataset) -> list[Finding]:
+def check_rejected(
+    dataset: Dataset,  # of all its files
+) -> list[Finding]:  # one: an error if there are any, else a note
     "Rows that could not be read."
     if not dataset.rejected:
         return [Finding("rejected", "note", "every row could be read")]
@@ -713,7 +718,9 @@ def check_rejected(dataset: Dataset) -> list[Finding]:
                     tuple(f"{row.file}:{row.line}" for row in dataset.rejected[:20]))]
 
 
-def check_duplicates(dataset: Dataset) -> list[Finding]:
+def check_duplicates(
+    dataset: Dataset,  # train, test and extra sources, each by itself
+) -> list[Finding]:  # a warning for each part that has some
     "Descriptions that appear more than once within a part."
     findings = []
     for name, frame in {"train": dataset.train, "test": dataset.test, **dataset.extra}.items():
@@ -724,7 +731,9 @@ def check_duplicates(dataset: Dataset) -> list[Finding]:
     return findings
 
 # %% ../nbs/01_data.ipynb #58939094
-def check_overlap(dataset: Dataset) -> list[Finding]:
+def check_overlap(
+    dataset: Dataset,  # test is compared with train and extra sources
+) -> list[Finding]:  # an error for train, a warning for an extra source
     "Test descriptions that also appear among the rows a model may learn from."
     in_test = set(dataset.test["description"].map(fingerprint))
     findings = []
@@ -737,7 +746,9 @@ def check_overlap(dataset: Dataset) -> list[Finding]:
     return findings
 
 
-def check_conflicts(dataset: Dataset) -> list[Finding]:
+def check_conflicts(
+    dataset: Dataset,  # extra sources are left alone
+) -> list[Finding]:  # a warning, or nothing
     "The same description under different genres, in train and test together."
     pandas = require("pandas", extra="data")
     both = pandas.concat([dataset.train, dataset.test])
@@ -754,7 +765,9 @@ def _all_names(dataset: Dataset) -> list[str]:
     return [f"{part}:{name}" for part, frame in (("train", dataset.train), ("test", dataset.test)) for name in frame["id"]]
 
 # %% ../nbs/01_data.ipynb #22301dfb
-def check_lengths(dataset: Dataset) -> list[Finding]:
+def check_lengths(
+    dataset: Dataset,  # train and test are looked at
+) -> list[Finding]:  # a note, and a warning if there are any; an error without descriptions
     "Descriptions far shorter or longer than the others, by Tukey's outer fences on the logarithm of the word count."
     numpy = require("numpy", extra="data")
     descriptions = [*dataset.train["description"], *dataset.test["description"]]
@@ -772,7 +785,9 @@ def check_lengths(dataset: Dataset) -> list[Finding]:
     return findings
 
 
-def check_imbalance(dataset: Dataset) -> list[Finding]:
+def check_imbalance(
+    dataset: Dataset,  # only train is looked at
+) -> list[Finding]:
     "How uneven the genres are, and which are missing or nearly so."
     counts = dataset.train["genre"].value_counts().reindex(GENRES, fill_value=0)
     if not counts.any():
@@ -786,20 +801,23 @@ def check_imbalance(dataset: Dataset) -> list[Finding]:
     return findings
 
 # %% ../nbs/01_data.ipynb #bb3ea1b5
-def check_years(dataset: Dataset) -> list[Finding]:
+def check_years(
+    dataset: Dataset,  # train and test are looked at
+) -> list[Finding]:
     "Unknown years, and years in which there was no cinema."
     pandas = require("pandas", extra="data")
     both = pandas.concat([dataset.train, dataset.test])
     unknown = int(both["year"].isna().sum())
     findings = [Finding("years", "note", f"{unknown:,} of {len(both):,} titles tell no year; {int(both['is_series'].sum()):,} are series")]
-    odd = both[(both["year"] < 1888) | (both["year"] > 2030)]
-    if len(odd):
-        findings.append(Finding("years", "warning", f"{len(odd):,} years before 1888 or after 2030", tuple(odd["id"][:20])))
+    odd = ((both["year"] < 1888) | (both["year"] > 2030)).fillna(False)
+    if odd.any():
+        names = [name for name, is_odd in zip(_all_names(dataset), odd) if is_odd]
+        findings.append(Finding("years", "warning", f"{len(names):,} years before 1888 or after 2030", tuple(names[:20])))
     return findings
 
 
 def check_languages(
-    dataset: Dataset,
+    dataset: Dataset,  # train and test are looked at
     identify: Callable[[list[str]], list[Any]],  # descriptions -> objects with `.code`, e.g. "en"
 ) -> list[Finding]:
     "Descriptions that are not in English."
@@ -813,7 +831,7 @@ def check_languages(
 
 
 def check_mojibake(
-    dataset: Dataset,
+    dataset: Dataset,  # train and test are looked at
     repair: Callable[[str], str],  # returns the text unchanged when there is nothing to mend
 ) -> list[Finding]:
     "Descriptions whose letters were garbled by a wrong encoding."
@@ -847,7 +865,7 @@ class Diagnosis:
 
 
 def diagnose(
-    dataset: Dataset,
+    dataset: Dataset,  # what `load_data` returns
     identify: Callable[[list[str]], list[Any]] | None = None,  # e.g. `genre_nb.language.identify_languages`; None: no check
     repair: Callable[[str], str] | None = None,  # e.g. `genre_nb.text.repair_mojibake`; None: no check
 ) -> Diagnosis:

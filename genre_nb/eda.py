@@ -43,6 +43,7 @@ from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
 from .core import GENRES, SEED, require
+from .data import fingerprint
 
 # %% ../nbs/02_eda.ipynb #b5eeeca2
 COLOURS: tuple[str, ...] = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -323,7 +324,7 @@ def imbalance(
 # %% ../nbs/02_eda.ipynb #518a0af3
 def _normalised(texts: pd.Series) -> pd.Series:
     "Texts with case, punctuation and spacing removed, to find those that were retyped."
-    return texts.str.casefold().str.replace(r"[\W_]+", " ", regex=True).str.strip()
+    return texts.map(fingerprint)
 
 
 def _conflicting(data: pd.DataFrame, texts: pd.Series) -> pd.Series:
@@ -376,6 +377,7 @@ def repeated_descriptions(
     count: int = 10,  # how many groups to list at most
 ) -> pd.DataFrame:  # columns rows, genres, titles, description; the largest groups first
     "The descriptions that occur more than once, after normalising."
+    data = data.reset_index(drop=True)  # tables put together by pandas.concat repeat their index
     texts = _normalised(_texts(data))
     repeated = data[texts.duplicated(keep=False) & (texts != "")]
     groups = repeated.groupby(texts[repeated.index], sort=False)
@@ -429,6 +431,7 @@ def decade_counts(
     period: int = 10,  # years in a period: 10 for decades, 1 for single years
 ) -> pd.DataFrame:  # index first year of each period (none left out), one column for each of the 27 genres
     "Movies of each genre in each decade; rows without a year are left out."
+    data = data.reset_index(drop=True)  # tables put together by pandas.concat repeat their index
     years = _years(data)
     dated = data[years.notna() & data["genre"].notna()]
     starts = (years[dated.index] // period * period).astype(int)
@@ -459,7 +462,8 @@ def genre_trends(
     if counts.empty:
         return _nothing("How did the genres' shares change?", "No row has both a year and a genre.")
     totals = counts.sum(axis=1)
-    enough = totals[totals >= minimum] if (totals >= minimum).any() else totals[totals > 0]
+    least = minimum if (totals >= minimum).any() else 1
+    enough = totals[totals >= least]
     names = list(genres or genre_counts(data).query("rows > 0").index[:8])
     title = _trend_title(counts[names], enough)
     chart, panels = _panels(title, len(names) + 1, (3.3, 2.1), 3, margins=(0.55, 0.28))
@@ -476,7 +480,7 @@ def genre_trends(
         _decade_axis(axes, totals.index)
     return _finish(chart, title,
                    f"{len(names)} line charts of a genre's share of each decade's movies, with 95% intervals, for "
-                   f"decades with at least {enough.min()} movies. {title}. Movies of each decade: "
+                   f"decades with at least {least} movies. {title}. Movies of each decade: "
                    + ", ".join(f"{decade}s {total:,}" for decade, total in totals.items()) + ".")
 
 # %% ../nbs/02_eda.ipynb #a11db01b
@@ -762,8 +766,8 @@ def length_by_genre(
     axes.set_xlabel("words of the description: middle half, median, 5% to 95% (in brackets: rows of the genre)")
     _legend_above(axes)
     first, last = filled.index[0], filled.index[-1]
-    title = f"{first.capitalize()} is described at most length (median {filled['median'].iloc[0]:.0f} words)" \
-            f", {last} most briefly ({filled['median'].iloc[-1]:.0f})"
+    title = f"{first.capitalize()} has the longest descriptions (median {filled['median'].iloc[0]:.0f} words)" \
+            f", {last} the shortest ({filled['median'].iloc[-1]:.0f})"
     medians = ", ".join(f"{name} {value:.0f}" for name, value in filled["median"].items())
     return _finish(chart, title, f"Box plots of description length by genre. Median words: {medians}.")
 
@@ -989,6 +993,7 @@ def word_clouds_over_time(
     minimum: int = 2,  # movies that a period needs to be drawn
 ) -> Figure:  # a cloud for each period in which the genre has movies
     "How did the words of a genre change over time?"
+    data = data.reset_index(drop=True)  # tables put together by pandas.concat repeat their index
     years = _years(data)
     mine = data[(data["genre"] == genre) & years.notna()]
     starts = (years[mine.index] // period * period).astype(int)
@@ -1203,7 +1208,7 @@ def label_agreement(
 # %% ../nbs/02_eda.ipynb #ac9aaf72
 def named_genres(
     data: pd.DataFrame,  # needs columns genre and description
-    names: Sequence[str] = ("comedy", "documentary", "drama", "horror", "musical", "sci-fi", "thriller", "western"),
+    names: Sequence[str] = ("comedy", "documentary", "drama", "horror", "sci-fi", "thriller"),  # genres to look for
 ) -> pd.DataFrame:  # index named genre; descriptions that name it, own_label (their share), other_label (most frequent)
     "Of the descriptions that name a genre, how many are labelled with it, and what the others are labelled."
     texts, facts = _texts(data).str.lower(), {}

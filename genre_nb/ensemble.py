@@ -30,7 +30,7 @@ Words = list[tuple[str, int, int, float]]  # (word, start, end, contribution), i
 
 def merge_words(
     parts: Sequence[Words],  # of each member, for one description
-    description: str,
+    description: str,  # raw, in which the words have their places
 ) -> Words:
     "The contributions of several members added up, word by word."
     spans: list[list[Any]] = [[start, end, value] for _, start, end, value in parts[0]]
@@ -71,7 +71,10 @@ class Ensemble:
         tables = [member.predict_proba(descriptions) for member in self.members.values()]
         return average_probabilities(tables, self.weights, self.temperature_)
 
-    def save(self, folder: Path | str) -> None:
+    def save(
+        self,
+        folder: Path | str,  # not written to
+    ) -> None:
         "Nothing: names and weights are on the card."
 
     def truncated(self, description: str) -> int:
@@ -80,8 +83,8 @@ class Ensemble:
 
     def explain(
         self,
-        description: str,
-        genre: str,  # a member of `classes_`
+        description: str,  # raw
+        genre: str,  # a member of `classes_`; another one is a ValueError
     ) -> Words:
         "What each word adds to the score of a genre."
         column = self.classes_.tolist().index(genre)

@@ -925,7 +925,7 @@ def leaderboard(
     protocol: str = "genres_27",  # whose scores
     columns: Sequence[str] = (),  # other top-level entries of the files to show, e.g. "size_mb"
 ) -> "DataFrame":  # one row a model; each score with columns <score>, <score>_low, <score>_high
-    "All measured models, highest macro-F1 first."
+    "All measured models, highest macro-F1 first; after them those tested on fewer rows, since scores on other rows don't compare."
     pandas = require("pandas", "data")
     rows = []
     for model, content in _metrics_files(directory).items():
@@ -935,7 +935,7 @@ def leaderboard(
                       for suffix, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
             others = {name: content.get(name) for name in columns}
             rows.append({"model": model, "rows": result["rows"], **scores, **others})
-    rows.sort(key=lambda row: (-row["macro_f1"], -row["accuracy"], row["model"]))
+    rows.sort(key=lambda row: (-row["rows"], -row["macro_f1"], -row["accuracy"], row["model"]))
     names = [name + suffix for name in _LEADERBOARD_SCORES for suffix in ("", "_low", "_high")]
     return pandas.DataFrame(rows, columns=["model", "rows", *names, *columns])
 

@@ -71,7 +71,7 @@ def _beginning(
     first = _LETTER.search(text)
     if not first:
         return ""
-    line = " ".join(text[first.start() : first.start() + 2 * length].split())[:length]
+    line = " ".join(text[first.start() :].split(None, length)[:length])[:length]
     if not line.isascii():
         line = line.encode("utf-8", "replace").decode("utf-8")
     return line.lower() if 2 * len(_CAPITAL.findall(line)) > len(line) else line

@@ -49,12 +49,13 @@ class NetworkSettings:
 
 
 def write_settings(
-    settings: NetworkSettings,
+    settings: NetworkSettings,  # replace those that are there
     folder: Path | str,  # of the stored network
 ) -> None:
     "Write network.json."
     text = json.dumps(asdict(settings), indent=2) + "\n"
-    (Path(folder) / SETTINGS_FILE).write_text(text, encoding="utf-8")
+    with atomic_path(Path(folder) / SETTINGS_FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_settings(
@@ -64,8 +65,11 @@ def read_settings(
     path = Path(folder) / SETTINGS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"No {SETTINGS_FILE} in {folder}.")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return NetworkSettings(**{**content, "genres": tuple(content["genres"])})
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return NetworkSettings(**{**content, "genres": tuple(content["genres"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold the settings of a network: {error!r}") from error
 
 # %% ../nbs/07a_onnx_model.ipynb #ad11f762
 def windows_of(
@@ -126,23 +130,23 @@ class OnnxModel:
 
     def explain(
         self,
-        description: str,
-        genre: str,  # a member of `classes_`
+        description: str,  # raw
+        genre: str,  # a member of `classes_`; another one is a ValueError
     ) -> list[tuple[str, int, int, float]]:  # (word, start, end, contribution), in text order
         "What each word adds to the score of a genre; with a constant, the sum is the score."
         return token_contributions(self, description, genre)
 
 # %% ../nbs/07a_onnx_model.ipynb #4a32cd50
 def encodable(
-    text: str,
+    text: str,  # perhaps with halves of surrogate pairs
 ) -> str:  # of the same length
     "The text, with anything that is not Unicode text replaced by a question mark."
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def token_ids(
-    tokenizer: Tokenizer,
-    descriptions: Sequence[str],
+    tokenizer: Tokenizer,  # without truncation and padding
+    descriptions: Sequence[str],  # raw; one string instead of several is a TypeError
 ) -> list[list[int]]:  # of each description, marks included, nothing cut off
     "The tokens of descriptions."
     texts = [encodable(description) for description in check_descriptions(descriptions)]
@@ -150,9 +154,9 @@ def token_ids(
 
 
 def unread_tokens(
-    model: OnnxModel,
-    description: str,
-) -> int:
+    model: OnnxModel,  # its settings say how much is read
+    description: str,  # raw
+) -> int:  # 0: it is read to its end
     "How many tokens of a description don't fit into the windows."
     room = model.settings.windows * (model.settings.max_length - model.settings.marks)
     if 4 * len(description) <= room:  # a character is at most four after normalisation, and a token has at least one
@@ -178,7 +182,7 @@ def _check_width(model: OnnxModel) -> None:
 
 # %% ../nbs/07a_onnx_model.ipynb #2c4cc4f5
 def run_window(
-    model: OnnxModel,
+    model: OnnxModel,  # its own session computes unless `session` is given
     window: Sequence[int],  # token ids
     output: str = "scores",  # or "token_scores"
     session: "InferenceSession | None" = None,  # which computes it; None: that of all threads
@@ -189,7 +193,7 @@ def run_window(
 
 
 def window_scores(
-    model: OnnxModel,
+    model: OnnxModel,  # its settings say how long a window is, and how many are read
     ids: Sequence[int],  # of one description, marks included
     session: "InferenceSession | None" = None,  # which computes them; None: that of all threads
 ) -> np.ndarray:  # shape (genres,)
@@ -202,7 +206,7 @@ def window_scores(
 # %% ../nbs/07a_onnx_model.ipynb #291abd32
 @contextmanager
 def session_for(
-    model: OnnxModel,
+    model: OnnxModel,  # which counts its callers meanwhile
     rows: int,  # descriptions that the caller wants
 ) -> "Iterator[InferenceSession]":
     "The session of all threads for a description that is alone now, else that of one thread."
@@ -217,7 +221,7 @@ def session_for(
 
 
 def scores_of_ids(
-    model: OnnxModel,
+    model: OnnxModel,  # with one thread, one description follows the other
     rows: Sequence[Sequence[int]],  # token ids of each description, marks included
 ) -> np.ndarray:  # shape (descriptions, genres)
     "One description on all threads, or several descriptions on one thread each."
@@ -234,9 +238,9 @@ def scores_of_ids(
 
 # %% ../nbs/07a_onnx_model.ipynb #d5b7f78b
 def token_contributions(
-    model: OnnxModel,
-    description: str,
-    genre: str,  # a member of `model.classes_`
+    model: OnnxModel,  # one whose network gives no token_scores is a ValueError
+    description: str,  # raw
+    genre: str,  # a member of `model.classes_`; another one is a ValueError
 ) -> list[tuple[str, int, int, float]]:  # (word, start, end, contribution), in text order
     "What each word adds to the score of a genre."
     if "token_scores" not in [output.name for output in model.session.get_outputs()]:
@@ -303,9 +307,9 @@ def load_ensemble(
     folder: Path | str,  # holds card.json with `members`: [{"model", "weight"}, …], and `calibration`
 ) -> Ensemble:
     "Load an ensemble and its members, your own first; a member that is not there is a ValueError."
-    card, members = json.loads((Path(folder) / "card.json").read_text(encoding="utf-8")), {}
+    card, members = json.loads((Path(folder) / CARD_FILE).read_text(encoding="utf-8")), {}
     for member in card["members"]:
-        found = find_folder("models", f"{member['model']}/card.json")
+        found = find_folder("models", f"{member['model']}/{CARD_FILE}")
         if found is None:
             raise ValueError(f"the ensemble {card['model']!r} needs the model {member['model']!r}, which is not there")
         storage = json.loads(found.read_text(encoding="utf-8"))["format"]
@@ -320,7 +324,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {"skops": _load_skops, "onnx": OnnxM
 
 
 def load_stored(
-    folder: Path,
+    folder: Path,  # of a saved model
     storage: str,  # a key of `LOADERS`, as the model's card names it
 ) -> Any:  # classes_, predict_proba(descriptions), explain(description, genre), truncated(description)
     "The classifier stored in a folder; whatever is wrong with its files is a ValueError that names the folder."

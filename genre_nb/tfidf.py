@@ -9,10 +9,10 @@ __all__ = ['REFERENCE_SOURCE', 'SOURCE_WEIGHTS', 'MINIMUM_ROWS', 'SUPPORT_VECTOR
            'linear_weights', 'linear_scores', 'DescriptionClassifier', 'TfidfClassifier', 'description_words',
            'fit_texts', 'Columns', 'training_columns', 'scores_of_texts', 'linear_svm', 'logistic_regression',
            'naive_bayes', 'complement_naive_bayes', 'random_forest', 'near_duplicates', 'without_near_duplicates',
-           'CrossValidation', 'cross_validate_classifier', 'stratified_folds', 'Correction', 'fit_correction',
-           'cross_fitted_scores', 'half_precision', 'fold_correction', 'fit_calibrated', 'validation_table',
-           'genre_words', 'genre_words_plot', 'word_contributions', 'skops_files', 'save', 'load', 'write_study',
-           'study_plot']
+           'rows_at_hand', 'CrossValidation', 'cross_validate_classifier', 'stratified_folds', 'Correction',
+           'fit_correction', 'cross_fitted_scores', 'half_precision', 'fold_correction', 'fit_calibrated',
+           'validation_table', 'genre_words', 'genre_words_plot', 'word_contributions', 'skops_files', 'save', 'load',
+           'write_study', 'study_plot']
 
 # %% ../nbs/07_tfidf.ipynb #3f781d16
 import importlib
@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,6 +40,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
 from .core import SEED, PeakMemory, atomic_path, require
+from .data import Dataset, training_rows
 from .evaluation import Labels, evaluate, fit_temperature, log_scores, softmax, write_json
 from .preprocessing import Preprocessor
 from .text import STOP_WORDS, Token, check_descriptions
@@ -149,8 +150,8 @@ class DescriptionClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(
         self,
-        descriptions: Sequence[str],
-        genres: Labels,
+        descriptions: Sequence[str],  # raw
+        genres: Labels,  # of each description
         sample_weight: Sequence[float] | None = None,  # weight of each row; a row of weight 0 is left out
         sources: Labels | None = None,  # where each row comes from; all from the reference by default
     ) -> "DescriptionClassifier":
@@ -159,21 +160,21 @@ class DescriptionClassifier(ClassifierMixin, BaseEstimator):
 
     def decision_scores(
         self,
-        descriptions: Sequence[str],
+        descriptions: Sequence[str],  # raw
     ) -> np.ndarray:  # shape (descriptions, genres), any numbers
         "The score of each genre before the softmax."
         return self.prepared_scores(self.prepare(descriptions))
 
     def predict_proba(
         self,
-        descriptions: Sequence[str],
+        descriptions: Sequence[str],  # raw
     ) -> np.ndarray:  # shape (descriptions, genres), rows sum to 1
         "The probability of each genre, columns as in `classes_`."
         return softmax(self.decision_scores(descriptions), self.temperature_)
 
     def predict(
         self,
-        descriptions: Sequence[str],
+        descriptions: Sequence[str],  # raw
     ) -> np.ndarray:  # genre names
         "The most probable genre."
         probabilities = self.predict_proba(descriptions)
@@ -232,7 +233,7 @@ class TfidfClassifier(DescriptionClassifier):
 
 # %% ../nbs/07_tfidf.ipynb #1e8257fb
 def description_words(
-    classifier: TfidfClassifier,
+    classifier: TfidfClassifier,  # fitted or not
 ) -> DescriptionWords:
     "The first step of its pipeline."
     return DescriptionWords(classifier.stem, classifier.remove_stop_words)
@@ -241,9 +242,9 @@ def description_words(
 def fit_texts(
     classifier: TfidfClassifier,  # changed in place
     texts: Sequence[str],  # processed words joined by spaces
-    genres: Labels,
-    sample_weight: Sequence[float] | None = None,
-    sources: Labels | None = None,
+    genres: Labels,  # of each text
+    sample_weight: Sequence[float] | None = None,  # of each text; None: 1 everywhere
+    sources: Labels | None = None,  # of each text; None: the reference everywhere
 ) -> TfidfClassifier:  # the same object, fitted
     "Learn the vocabulary, the TF-IDF weights and the model from the same rows and no others."
     texts, genres, weights, sources = training_columns(texts, genres, sample_weight, sources)
@@ -271,7 +272,7 @@ class Columns(NamedTuple):
 
 def training_columns(
     prepared: Sequence[Any],  # one item a row, as from `prepare`
-    genres: Labels,
+    genres: Labels,  # of each row
     sample_weight: Sequence[float] | np.ndarray | None = None,  # None: 1 everywhere
     sources: Labels | None = None,  # None: the reference everywhere
 ) -> Columns:  # of rows with a weight
@@ -319,8 +320,8 @@ REFERENCE_TERMS = 5000  # terms of the reference project's final models
 
 # %% ../nbs/07_tfidf.ipynb #84465603
 def linear_svm(
-    random_state: int = SEED,
-) -> TfidfClassifier:
+    random_state: int = SEED,  # of the solver
+) -> TfidfClassifier:  # not fitted
     "A support vector machine (one against the rest) over stemmed words and pairs of words, corrected between genres."
     model = LinearSVC(C=SUPPORT_VECTOR_C, tol=0.05)
     return TfidfClassifier(model, minimum_rows=MINIMUM_ROWS, source_strength=SUPPORT_VECTOR_SOURCE_STRENGTH,
@@ -328,8 +329,8 @@ def linear_svm(
 
 
 def logistic_regression(
-    random_state: int = SEED,
-) -> TfidfClassifier:
+    random_state: int = SEED,  # of the solver
+) -> TfidfClassifier:  # not fitted
     "Multinomial logistic regression over stemmed words and pairs of words, corrected between genres."
     model = LogisticRegression(C=LOGISTIC_C, solver="sag", tol=0.01, max_iter=100)
     return TfidfClassifier(model, minimum_rows=MINIMUM_ROWS, source_strength=LOGISTIC_SOURCE_STRENGTH,
@@ -338,8 +339,8 @@ def logistic_regression(
 # %% ../nbs/07_tfidf.ipynb #86a3901e
 def naive_bayes(
     random_state: int = SEED,  # not used: nothing is random
-    maximum_terms: int = REFERENCE_TERMS,
-) -> TfidfClassifier:
+    maximum_terms: int = REFERENCE_TERMS,  # keep only the most frequent ones
+) -> TfidfClassifier:  # not fitted
     "Multinomial naive Bayes over the most frequent stems, as in the reference project."
     return TfidfClassifier(MultinomialNB(), remove_stop_words=True, longest=1, maximum_terms=maximum_terms,
                            random_state=random_state)
@@ -347,27 +348,27 @@ def naive_bayes(
 
 def complement_naive_bayes(
     random_state: int = SEED,  # not used: nothing is random
-    maximum_terms: int = REFERENCE_TERMS,
-) -> TfidfClassifier:
+    maximum_terms: int = REFERENCE_TERMS,  # keep only the most frequent ones
+) -> TfidfClassifier:  # not fitted
     "Naive Bayes that learns each genre from the rows of all others, which suits unequal genres."
     return TfidfClassifier(ComplementNB(), remove_stop_words=True, longest=1, maximum_terms=maximum_terms,
                            random_state=random_state)
 
 # %% ../nbs/07_tfidf.ipynb #6f49f50e
 def random_forest(
-    random_state: int = SEED,
-    trees: int = 100,
+    random_state: int = SEED,  # of the trees
+    trees: int = 100,  # how many
     maximum_depth: int | None = None,  # None grows whole trees
-    maximum_terms: int = REFERENCE_TERMS,
-) -> TfidfClassifier:
+    maximum_terms: int = REFERENCE_TERMS,  # keep only the most frequent ones
+) -> TfidfClassifier:  # not fitted
     "A random forest over the most frequent stems, as in the reference project."
     return TfidfClassifier(RandomForestClassifier(trees, max_depth=maximum_depth), remove_stop_words=True, longest=1,
                            maximum_terms=maximum_terms, random_state=random_state)
 
 # %% ../nbs/07_tfidf.ipynb #f3e22078
 def near_duplicates(
-    descriptions: Sequence[str],
-    others: Sequence[str],
+    descriptions: Sequence[str],  # raw
+    others: Sequence[str],  # raw; each is compared with all of `descriptions`
     share: float = 0.5,  # of the shorter description's runs of words that must be shared, in (0, 1]
     words: int = 4,  # in a run
 ) -> list[tuple[int, int]]:  # (position in descriptions, position in others)
@@ -404,6 +405,16 @@ def without_near_duplicates(
     dropped = [row in found and source != REFERENCE_SOURCE for row, source in enumerate(rows["source"])]
     return rows[~np.array(dropped, dtype=bool)].reset_index(drop=True)
 
+# %% ../nbs/07_tfidf.ipynb #9d03f5e8
+def rows_at_hand(
+    dataset: Dataset,  # an extra source that it lacks is left out
+    scored: Sequence[str],  # descriptions that are going to be scored
+    weights: Mapping[str, float] = SOURCE_WEIGHTS,  # extra source -> weight of its rows
+) -> "DataFrame":  # as from `training_rows`
+    "Training rows: the reference's and those of the sources at hand, without foreign ones that retell what is scored."
+    at_hand = {name: weight for name, weight in weights.items() if name in dataset.extra}
+    return without_near_duplicates(training_rows(dataset, at_hand), scored)
+
 # %% ../nbs/07_tfidf.ipynb #6aa0f04b
 @dataclass(frozen=True)
 class CrossValidation:
@@ -423,7 +434,17 @@ class CrossValidation:
         "Calibrated probabilities, shape (reference rows, classes)."
         return softmax(self.scores, self.temperature)
 
-    def evaluate(self, resamples: int = 2000) -> dict[str, Any]:
+    def with_scores(
+        self,
+        scores: np.ndarray,  # of the same rows, shape (reference rows, classes)
+    ) -> "CrossValidation":  # with the same `raw_scores`
+        "The same rows with other scores, at the temperature that suits them."
+        return replace(self, scores=scores, temperature=fit_temperature(scores, self.genres, self.classes))
+
+    def evaluate(
+        self,
+        resamples: int = 2000,  # how many bootstrap samples
+    ) -> dict[str, Any]:
         "Every score of the pooled rows, with bootstrap intervals."
         return evaluate(self.genres, self.probabilities, self.classes, train_genres=self.genres, resamples=resamples)
 
@@ -431,7 +452,7 @@ class CrossValidation:
 def cross_validate_classifier(
     classifier: DescriptionClassifier,  # not changed
     rows: "DataFrame",  # description, genre and perhaps source, weight, as made by `training_rows`
-    folds: int = 3,
+    folds: int = 3,  # that the reference rows are split into
     seed: int = SEED,  # of the split
     resample: Callable[[Columns], Columns] | None = None,  # changes the rows that a fold learns from, never those it scores
 ) -> CrossValidation:
@@ -457,9 +478,9 @@ def cross_validate_classifier(
 
 # %% ../nbs/07_tfidf.ipynb #d1ffa036
 def stratified_folds(
-    genres: Labels,
-    folds: int = 3,
-    seed: int = SEED,
+    genres: Labels,  # of each row
+    folds: int = 3,  # from 2 on; more than the largest genre has rows is a ValueError
+    seed: int = SEED,  # of the split
 ) -> list[np.ndarray]:  # the held-out positions of each fold; together every position once
     "A stratified split into folds; genres with fewer rows than folds are in some of them only."
     genres = np.asarray(genres)
@@ -513,9 +534,9 @@ def fit_correction(
     scores: np.ndarray,  # of rows the model was not trained on, shape (rows, classes)
     genres: Labels,  # the true genre of each row, a member of `classes`
     classes: Labels,  # the genre of each column
-    own_penalty: float = OWN_PENALTY,
-    cross_penalty: float = CROSS_PENALTY,
-) -> Correction:
+    own_penalty: float = OWN_PENALTY,  # on a genre's own scale and offset
+    cross_penalty: float = CROSS_PENALTY,  # on what it borrows from other genres
+) -> Correction:  # columns as in `classes`
     "The map near the identity (after centring and scaling) that suits the true genres best."
     count, truth = len(classes), np.searchsorted(classes, genres)
     scale = fit_temperature(scores, genres, classes)
@@ -539,10 +560,10 @@ def fit_correction(
 # %% ../nbs/07_tfidf.ipynb #0ec380a5
 def cross_fitted_scores(
     scores: np.ndarray,  # out-of-fold scores, shape (rows, classes)
-    genres: Labels,
-    classes: Labels,
-    folds: int = 5,
-    seed: int = SEED,
+    genres: Labels,  # the true genre of each row, a member of `classes`
+    classes: Labels,  # the genre of each column
+    folds: int = 5,  # each is corrected by what suits the others
+    seed: int = SEED,  # of the split
 ) -> np.ndarray:  # same shape
     "Each row's scores after a correction that was fitted on other rows."
     genres, corrected = np.asarray(genres), np.zeros_like(scores)
@@ -553,7 +574,7 @@ def cross_fitted_scores(
 
 # %% ../nbs/07_tfidf.ipynb #83497ea5
 def half_precision(
-    values: np.ndarray,
+    values: np.ndarray,  # of any shape; from ±65,520 on they become infinite
 ) -> np.ndarray:  # float32, of the same shape
     "Numbers with the 11 significant bits of a 16-bit float, in the 32-bit type that scikit-learn computes with."
     return np.ascontiguousarray(values, dtype=np.float16).astype(np.float32)
@@ -583,7 +604,7 @@ def fold_correction(
 def fit_calibrated(
     classifier: DescriptionClassifier,  # not changed
     rows: "DataFrame",  # description, genre and perhaps source, weight, as made by `training_rows`
-    folds: int = 3,
+    folds: int = 3,  # of the cross-validation; not used with `validation`
     seed: int = SEED,  # of the split
     validation: CrossValidation | None = None,  # of the same classifier, rows and resampling, if it is at hand
     resample: Callable[[Columns], Columns] | None = None,  # changes the rows that are learned from
@@ -653,7 +674,7 @@ def _column(classifier: TfidfClassifier, genre: str) -> int:
 # %% ../nbs/07_tfidf.ipynb #d14f700b
 def genre_words_plot(
     classifier: TfidfClassifier,  # fitted and linear
-    genres: Labels = ("western", "horror", "documentary", "sci-fi", "romance", "sport"),
+    genres: Labels = ("western", "horror", "documentary", "sci-fi", "romance", "sport"),  # a panel each; an unknown one: ValueError
     top: int = 8,  # terms a genre
 ) -> "Figure":
     "The terms that speak most for some genres, as bars."
@@ -768,7 +789,7 @@ def write_study(
 # %% ../nbs/07_tfidf.ipynb #02c98b3e
 def study_plot(
     table: "DataFrame",  # what `validation_table` returns
-    title: str,
+    title: str,  # above both panels
 ) -> "Figure":
     "Accuracy and macro-F1 of each step with their standard errors."
     size = (9, 1.2 + 0.3 * len(table))
