@@ -11,10 +11,12 @@ __all__ = ['EFFECTIVE_BETA', 'NEIGHBOURS', 'SYNTHETIC', 'ADJUSTMENT', 'STEPS', '
            'calibration_plot']
 
 # %% ../nbs/10_class_imbalance.ipynb #b3281122
+import hashlib
+import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +31,8 @@ from sklearn.linear_model import LogisticRegression
 
 from .core import SEED, require
 from genre_nb.evaluation import (
-    SCORE_LIMITS, fit_temperature, log_scores, log_shares, protocol_genres, row_contributions, sampled_scores, score_interval,
-    softmax, subset_probabilities,
+    SCORE_LIMITS, log_scores, log_shares, protocol_genres, row_contributions, sampled_scores, score_interval, softmax,
+    subset_probabilities,
 )
 from genre_nb.tfidf import (
     MINIMUM_ROWS, Columns, Correction, CrossValidation, DescriptionClassifier, TfidfClassifier, cross_validate_classifier,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 # %% ../nbs/10_class_imbalance.ipynb #4b01cf75
 def genre_totals(
-    columns: Columns,
+    columns: Columns,  # of a fit
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # names of the genres; weight of each genre's rows; each row's genre
     "How much each genre counts: names, totals, and the number of each row's genre."
     names, numbers = np.unique(columns.genres, return_inverse=True)
@@ -51,7 +53,7 @@ def genre_totals(
 
 
 def reweight(
-    columns: Columns,
+    columns: Columns,  # of a fit
     factor: Callable[[np.ndarray], np.ndarray],  # totals of the genres -> factor of each genre's rows
 ) -> Columns:  # the same rows; their weights still sum to what they did
     "Multiply the weights of each genre's rows."
@@ -63,33 +65,42 @@ def reweight(
 EFFECTIVE_BETA = 0.999  # new rows stop adding anything near 1 / (1 - β) = 1,000 rows
 
 
-def class_weight(columns: Columns, random_state: int = SEED) -> Columns:
-    "All genres count alike."
+def class_weight(
+    columns: Columns,  # of a fit
+    random_state: int = SEED,  # not used: nothing is random
+) -> Columns:  # the same rows with other weights
+    "A row's weight is divided by the total of its genre: all genres count alike."
     return reweight(columns, lambda totals: 1 / totals)
 
 
-def square_root_weight(columns: Columns, random_state: int = SEED) -> Columns:
-    "Genres count as the square root of their rows."
+def square_root_weight(
+    columns: Columns,  # of a fit
+    random_state: int = SEED,  # not used: nothing is random
+) -> Columns:  # the same rows with other weights
+    "A row's weight is divided by the square root of the total of its genre."
     return reweight(columns, lambda totals: totals**-0.5)
 
 
-def effective_number(columns: Columns, random_state: int = SEED) -> Columns:
-    "Genres count as much as they would if their effective numbers of rows were the same."
+def effective_number(
+    columns: Columns,  # of a fit
+    random_state: int = SEED,  # not used: nothing is random
+) -> Columns:  # the same rows with other weights
+    "A row's weight is divided by the effective number of its genre's rows, which grows more slowly than they do."
     return reweight(columns, lambda totals: (1 - EFFECTIVE_BETA) / -np.expm1(totals * np.log(EFFECTIVE_BETA)))
 
 # %% ../nbs/10_class_imbalance.ipynb #fe10c18c
 def oversample(
-    columns: Columns,
-    random_state: int = SEED,
-) -> Columns:
+    columns: Columns,  # of a fit; each row counts as one, whatever its weight
+    random_state: int = SEED,  # of the choice of rows
+) -> Columns:  # all rows, then the repeated ones, with their weights
     "Repeat rows at random until each genre has as many as the largest."
     return _drawn(columns, RandomOverSampler(random_state=random_state))
 
 
 def undersample(
-    columns: Columns,
-    random_state: int = SEED,
-) -> Columns:
+    columns: Columns,  # of a fit; each row counts as one, whatever its weight
+    random_state: int = SEED,  # of the choice of rows
+) -> Columns:  # the rows that stay, genre by genre
     "Drop rows at random until no genre has more than the genre in the middle."
     counts = Counter(columns.genres.tolist())
     middle = int(np.median(list(counts.values())))
@@ -110,8 +121,8 @@ NEIGHBOURS = 5  # among which SMOTE chooses
 
 
 def smote_neighbours(
-    genres: Sequence[str],
-    wanted: int = NEIGHBOURS,
+    genres: Sequence[str],  # of each row
+    wanted: int = NEIGHBOURS,  # neighbours at most
 ) -> dict[str, int]:  # genre -> neighbours that can be looked at; 0: it has one row and is left alone
     "How many neighbours of the same genre there are to choose from."
     return {genre: min(wanted, count - 1) for genre, count in sorted(Counter(genres).items())}
@@ -122,9 +133,9 @@ SYNTHETIC = {"smote": SMOTE, "borderline_smote": BorderlineSMOTE}
 
 def add_synthetic_rows(
     vectors: np.ndarray,  # shape (rows, dimensions)
-    genres: Sequence[str],
+    genres: Sequence[str],  # of each row
     kind: str = "smote",  # a key of `SYNTHETIC`
-    random_state: int = SEED,
+    random_state: int = SEED,  # of the invented rows
 ) -> tuple[np.ndarray, np.ndarray]:  # the rows and, after them, synthetic ones; their genres
     "Invent rows until each genre has as many as the largest; warns of genres with few rows."
     genres = np.asarray(genres)
@@ -146,8 +157,8 @@ class ReducedClassifier(ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         synthetic: str | None = None,  # a key of `SYNTHETIC`; None: only the real rows
-        dimensions: int = 100,
-        random_state: int = SEED,
+        dimensions: int = 100,  # at most; there are always fewer than terms and than rows
+        random_state: int = SEED,  # of the rows that take part, the reduction and the synthetic rows
     ):
         self.synthetic, self.dimensions, self.random_state = synthetic, dimensions, random_state
 
@@ -185,7 +196,7 @@ class _Synthetic(BaseEstimator):
 
 def reduced_regression(
     synthetic: str | None = None,  # a key of `SYNTHETIC`; None: only the real rows
-    random_state: int = SEED,
+    random_state: int = SEED,  # of the whole classifier, the part inside included
 ) -> TfidfClassifier:
     "Logistic regression over a hundred dimensions of TF-IDF, in which SMOTE can work."
     return TfidfClassifier(ReducedClassifier(synthetic), minimum_rows=MINIMUM_ROWS, random_state=random_state)
@@ -195,10 +206,10 @@ ADJUSTMENT = 0.4  # the part of a genre's log share that is taken off its score
 
 
 def logit_adjustment(
-    scores: np.ndarray,  # log probabilities, shape (rows, classes)
+    scores: np.ndarray,  # log probabilities, shape (rows, classes); not used here
     genres: Sequence[str],  # the true genre of each row
-    classes: Sequence[str],
-    strength: float = ADJUSTMENT,
+    classes: Sequence[str],  # the genre of each column, sorted
+    strength: float = ADJUSTMENT,  # the part of the log share that is taken off
 ) -> np.ndarray:  # to add to the scores, shape (classes,)
     "What favours rare genres by a part of their log share."
     return -strength * log_shares(np.searchsorted(classes, genres), len(classes))
@@ -207,8 +218,8 @@ def logit_adjustment(
 def prior_correction(
     scores: np.ndarray,  # log probabilities, shape (rows, classes)
     genres: Sequence[str],  # the true genre of each row
-    classes: Sequence[str],
-    rounds: int = 100,
+    classes: Sequence[str],  # the genre of each column, sorted
+    rounds: int = 100,  # each brings the means nearer to the shares
 ) -> np.ndarray:  # to add to the scores, shape (classes,)
     "What makes the mean probability of each genre its share of the rows."
     target, offset = log_shares(np.searchsorted(classes, genres), len(classes)), np.zeros(len(classes))
@@ -223,7 +234,7 @@ STEPS = np.linspace(-1.0, 2.0, 13)  # shifts that are tried
 def thresholds(
     scores: np.ndarray,  # log probabilities, shape (rows, classes)
     genres: Sequence[str],  # the true genre of each row
-    classes: Sequence[str],
+    classes: Sequence[str],  # the genre of each column, sorted
     rounds: int = 2,  # through all genres
 ) -> np.ndarray:  # to add to the scores, shape (classes,)
     "Shifts that raise macro-F1 of these rows, found one genre at a time."
@@ -291,10 +302,10 @@ def find_strategy(
 
 # %% ../nbs/10_class_imbalance.ipynb #7d54af25
 def adjust_validation(
-    validation: CrossValidation,
+    validation: CrossValidation,  # not changed
     after: Callable[..., np.ndarray] | None,  # of a strategy; None: nothing changes
-    folds: int = 5,
-    seed: int = SEED,
+    folds: int = 5,  # parts of its rows; each is shifted by what the others chose
+    seed: int = SEED,  # of the split into them
 ) -> CrossValidation:  # the same rows with shifted scores, at a temperature that suits them
     "What a shift after training does to rows that it was not fitted on."
     if after is None:
@@ -304,13 +315,13 @@ def adjust_validation(
     for held_out in stratified_folds(genres, folds, seed):
         kept = np.setdiff1d(np.arange(len(genres)), held_out)
         scores[held_out] = logs[held_out] + after(logs[kept], genres[kept], validation.classes)
-    return replace(validation, scores=scores, temperature=fit_temperature(scores, genres, validation.classes))
+    return validation.with_scores(scores)
 
 
 def fit_balanced(
     classifier: DescriptionClassifier,  # not changed
     rows: "DataFrame",  # as made by `training_rows`
-    strategy: Strategy,
+    strategy: Strategy,  # as from `find_strategy`
     validation: CrossValidation | None = None,  # of the same classifier, rows and `strategy.before`, if it is at hand
 ) -> tuple[DescriptionClassifier, CrossValidation]:  # fitted on all rows, and what it answered for rows held out
     "`fit_calibrated` with a strategy."
@@ -328,7 +339,7 @@ def validate_repeatedly(
     classifier: DescriptionClassifier,  # not changed
     rows: "DataFrame",  # as made by `training_rows`
     before: Callable[..., Columns] | None = None,  # of a strategy
-    repeats: int = 2,
+    repeats: int = 2,  # splits, with seeds from `SEED` on
     folder: Path | str | None = None,  # keeps the runs and looks for earlier ones; None: neither
 ) -> list[CrossValidation]:  # of the same rows, with other folds
     "Cross-validate with several splits."
@@ -338,6 +349,8 @@ def validate_repeatedly(
     from genre_nb.neural import kept_validation
 
     name = before.__name__ if before else ""
+    if before and before not in [strategy.before for strategy in STRATEGIES.values()]:  # one's own may change and keep its name
+        name += f"-{hashlib.sha256(inspect.getsource(before).encode()).hexdigest()[:8]}"
     return [kept_validation(classifier, rows, folder, seed, resample, name) for seed, resample in splits]
 
 # %% ../nbs/10_class_imbalance.ipynb #4a1dcdfe
@@ -385,7 +398,7 @@ def compare_strategies(
     classifier: DescriptionClassifier,  # not changed
     strategies: Iterable[str] | Mapping[str, Strategy],  # names, or name -> strategy; gains are from the first
     rows: "DataFrame",  # as made by `training_rows`
-    repeats: int = 2,
+    repeats: int = 2,  # as for `validate_repeatedly`
     folder: Path | str | None = None,  # keeps the runs and looks for earlier ones; None: neither
 ) -> "DataFrame":  # as from `score_strategies`
     "Cross-validate a classifier with each strategy."
@@ -446,7 +459,7 @@ def pareto_plot(
 # %% ../nbs/10_class_imbalance.ipynb #2f11ee85
 def recall_plot(
     table: "DataFrame",  # as from `score_strategies`
-    strategy: str,
+    strategy: str,  # a name in the table's column `strategy`
     counts: Mapping[str, int],  # rows of each genre
     first: str = "none",  # what to compare with
 ) -> "Figure":

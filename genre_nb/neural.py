@@ -102,7 +102,7 @@ def word_tokenizer(
 
 
 def vocabulary_of(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer,  # trained; its marks are words, too
 ) -> list[str]:  # in the order of their numbers
     "The words of a tokenizer."
     numbers = tokenizer.get_vocab()
@@ -153,9 +153,9 @@ def _pretrained(kind: Any, backbone: str, **settings: Any) -> Any:
 # %% ../nbs/08_neural.ipynb #b82e7810
 @torch.no_grad()
 def encoder_vectors(
-    words: Sequence[str],
+    words: Sequence[str],  # each is read alone, between two marks
     backbone: str,  # a hub name or a folder
-    batch_size: int = 512,
+    batch_size: int = 512,  # words that are read at once
 ) -> np.ndarray:  # shape (words, width of the encoder), float32
     "What an encoder says of each word alone: the mean over its pieces and marks."
     encoder, tokenizer = load_encoder(backbone).eval(), load_tokenizer(backbone)
@@ -206,7 +206,7 @@ def starting_vectors(
     words: Sequence[str],  # the vocabulary; the first is the padding
     known: Mapping[str, np.ndarray],  # vectors of some of them, all of one length; {} is fine
     width: int,  # of the result; shorter vectors are filled up with zeros
-    generator: np.random.Generator,
+    generator: np.random.Generator,  # draws the vectors of all other words
 ) -> np.ndarray:  # shape (words, width), float32
     "One row a word to start training from."
     rows = [row for row, word in enumerate(words) if word in known and word not in MARKS]
@@ -249,7 +249,11 @@ class ReferenceNetwork(nn.Module):
             self.reader = kind(REFERENCE_VECTOR_WIDTH, sizes[-1], batch_first=True)
         self.head = nn.Linear(sizes[-1], genres)
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        ids: torch.Tensor,  # shape (rows, tokens); cut off or filled up to 32 tokens
+        mask: torch.Tensor | None = None,  # not used: padding is read like words
+    ) -> torch.Tensor:
         "Scores, shape (rows, genres)."
         ids = functional.pad(ids[:, :REFERENCE_LENGTH], (0, max(0, REFERENCE_LENGTH - ids.shape[1])))
         if self.reader is None:
@@ -357,7 +361,10 @@ class DescriptionNetwork(nn.Module):
 class Stored(nn.Module):
     "A network that is called with ids and mask and gives scores and token scores."
 
-    def __init__(self, network: DescriptionNetwork):
+    def __init__(
+        self,
+        network: DescriptionNetwork,  # one of the reference project is a ValueError
+    ):
         if not isinstance(network, DescriptionNetwork):
             raise ValueError("The networks of the reference project are measured, not stored.")
         super().__init__()
@@ -370,7 +377,7 @@ class Stored(nn.Module):
 # %% ../nbs/08_neural.ipynb #c911bf60
 def drawn_rows(
     weights: np.ndarray,  # how often each row comes in the mean, shape (rows,)
-    generator: np.random.Generator,
+    generator: np.random.Generator,  # decides whether a row's broken part comes as a whole row
 ) -> np.ndarray:  # row numbers, some several times
     "The rows of one epoch."
     times = np.floor(np.asarray(weights) + generator.random(len(weights))).astype(int)
@@ -380,7 +387,7 @@ def drawn_rows(
 def bucketed_batches(
     lengths: np.ndarray,  # tokens of each row
     batch_tokens: int,  # at most so many a batch, padding included; a longer row is a batch of its own
-    generator: np.random.Generator,
+    generator: np.random.Generator,  # of the order of rows and of batches
     bucket: int = 4096,  # rows among which those of like length are found
 ) -> list[np.ndarray]:  # row numbers of each batch; every row once
     "Batches of rows of like length, in random order."
@@ -400,7 +407,7 @@ def bucketed_batches(
 def epoch_plan(
     weights: np.ndarray,  # how often each row comes in the mean, shape (rows,)
     lengths: np.ndarray,  # tokens of each row
-    batch_tokens: int,
+    batch_tokens: int,  # as for `bucketed_batches`
     seed: Sequence[int],  # e.g. [seed, epoch]
 ) -> list[np.ndarray]:  # row numbers of each batch
     "The batches of one epoch; the same for the same seed."
@@ -424,7 +431,9 @@ class ShownIds(Transform):
         return TitledStr(" ".join(self.words[number] for number in ids.tolist() if number != PADDING))
 
 
-def pad_samples(samples: list) -> list:
+def pad_samples(
+    samples: list,  # a tuple a row: its ids as a tensor, then the target, if there is one
+) -> list:  # the same, with ids of one length
     "Fill the ids of a batch up to the longest."
     longest = max(len(sample[0]) for sample in samples)
     return [(functional.pad(sample[0], (0, longest - len(sample[0])), value=PADDING), *sample[1:]) for sample in samples]
@@ -506,7 +515,7 @@ def _in_turn(rows: int, size: int = 32) -> list[np.ndarray]:
 def source_shifts(
     columns: np.ndarray,  # the genre of each row, as a column number
     origin: np.ndarray,  # 0 for reference rows, 1, 2, … for those of other sources
-    genres: int,
+    genres: int,  # how many there are
 ) -> np.ndarray:  # shape (sources, genres)
     "How the log shares of genres in each source differ from the reference's."
     shares = [log_shares(columns[origin == source], genres) for source in range(origin.max() + 1)]
@@ -520,7 +529,7 @@ class SourceLoss:
         self,
         shifts: np.ndarray,  # added to the scores of each source's rows, shape (sources, genres); zeros for the reference
         class_weights: Sequence[float] | None = None,  # one a genre
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0.0,  # part of each row's target that all genres share
         focusing: float = 0.0,  # how much less rows count that are answered well already: (1 - probability) ** focusing
     ):
         self.shifts, self.reduction = torch.tensor(shifts, dtype=torch.float32), "mean"  # fastai sets "none" for single losses
@@ -624,9 +633,9 @@ class TerminalProgress(Callback):
 
 # %% ../nbs/08_neural.ipynb #0ae0075f
 def make_learner(
-    network: nn.Module,
-    loaders: DataLoaders,
-    loss: SourceLoss,
+    network: nn.Module,  # called with ids alone; trained in place
+    loaders: DataLoaders,  # as from `make_loaders`
+    loss: SourceLoss,  # its shifts are in the order of the loaders' sources
     classes: Labels,  # genres, in the order of the scores
 ) -> Learner:
     "A fastai learner; with rows to judge by, if the loaders have them."
@@ -638,8 +647,8 @@ def make_learner(
 
 
 def train_quietly(
-    learn: Learner,
-    epochs: int,
+    learn: Learner,  # its network is trained in place; with `patience`, it must measure macro-F1
+    epochs: int,  # of the whole cycle; `patience` may end it early
     learning_rate: float,  # the highest of the cycle
     patience: int | None = None,  # stop after so many epochs without a better macro-F1, and take the best
 ) -> list[float]:  # the loss of each batch, smoothed
@@ -763,24 +772,24 @@ class NeuralClassifier(NetworkClassifier):
         self,
         architecture: str = "lstm",  # a key of `ARCHITECTURES` or of `REFERENCE_SIZES`
         vectors: str | None = None,  # where vectors come from: "backbone", the path of a GloVe file, or None: random
-        vector_width: int = 128,
+        vector_width: int = 128,  # of a word's vector; not used by the reference project's networks
         width: int = 128,  # of the memory, in each direction
         words: int = 20_000,  # in the vocabulary
         max_length: int = MAX_LENGTH,  # tokens in a window, marks included; training reads one window
         windows: int = WINDOWS,  # of a description that are read
         dropout: float = 0.5,  # of features, in training
         word_dropout: float = 0.2,  # share of words hidden in training
-        epochs: int = 5,
+        epochs: int = 5,  # in each of which a row comes as often as its weight says
         learning_rate: float = 3e-3,  # the highest of the cycle
         reference_weight: float = 2.0,  # how often a reference row comes in an epoch, where there are others
-        batch_tokens: int = 4096,
+        batch_tokens: int = 4096,  # tokens in a batch at most, padding included
         class_weights: str | Mapping[str, float] | None = None,  # "balanced", or genre -> weight in the loss
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0.0,  # part of each row's target that all genres share
         focusing: float = 0.0,  # of the focal loss: how much less well answered rows count; 0: all alike
         patience: int | None = None,  # early stopping on macro-F1 of 15 % of the reference rows; None: learn from all
         source_shift: bool = True,  # the loss knows the genre mix of each source
         corrected: bool = True,  # fold a correction between genres into the head (see `fit_calibrated`)
-        random_state: int = SEED,
+        random_state: int = SEED,  # of first weights, batches, dropout and rows held out
     ):
         self.architecture, self.vectors, self.vector_width, self.width = architecture, vectors, vector_width, width
         self.words, self.max_length, self.windows, self.dropout = words, max_length, windows, dropout
@@ -801,7 +810,7 @@ class NeuralClassifier(NetworkClassifier):
 # %% ../nbs/08_neural.ipynb #68ea3b6f
 def known_vectors(
     origin: str | None,  # "backbone", the path of a GloVe file, or None
-    words: Sequence[str],
+    words: Sequence[str],  # whose vectors are wanted; a file may lack some
 ) -> dict[str, np.ndarray]:  # word -> vector
     "Vectors of words from elsewhere."
     if origin is None:
@@ -812,9 +821,9 @@ def known_vectors(
 
 
 def build_network(
-    classifier: NeuralClassifier,
+    classifier: NeuralClassifier,  # whose settings count; not changed
     words: Sequence[str],  # the vocabulary
-    genres: int,
+    genres: int,  # columns of the scores
 ) -> nn.Module:
     "The network of a classifier, before training; an unknown architecture is a ValueError that lists the known ones."
     if classifier.architecture in REFERENCE_SIZES:
@@ -839,10 +848,10 @@ def _held_out(classifier: NeuralClassifier, genres: np.ndarray, origin: np.ndarr
 
 def learner_of(
     classifier: NeuralClassifier,  # gets `classes_`, `tokenizer_`, `network_`
-    descriptions: Sequence[str],
-    genres: np.ndarray,
-    weights: np.ndarray,
-    sources: Sequence[str],
+    descriptions: Sequence[str],  # one a row, as from `prepare`
+    genres: np.ndarray,  # the name of each row's genre
+    weights: np.ndarray,  # how often each row comes in an epoch, before `reference_weight`
+    sources: Sequence[str],  # where each row comes from
 ) -> Learner:  # not trained yet
     "Vocabulary, network, batches and loss: all that training needs."
     torch.manual_seed(classifier.random_state)
@@ -869,10 +878,10 @@ def learner_of(
 # %% ../nbs/08_neural.ipynb #3f1fca07
 def fit_network(
     classifier: NeuralClassifier,  # changed in place
-    descriptions: Sequence[str],
-    genres: np.ndarray,
-    weights: np.ndarray,
-    sources: Sequence[str],
+    descriptions: Sequence[str],  # one a row, as from `prepare`
+    genres: np.ndarray,  # the name of each row's genre
+    weights: np.ndarray,  # how often each row comes in an epoch, before `reference_weight`
+    sources: Sequence[str],  # where each row comes from
 ) -> NeuralClassifier:  # the same object, fitted
     "Train a network."
     learn = learner_of(classifier, descriptions, genres, weights, sources)
@@ -898,7 +907,7 @@ def network_scores(
     rows: Sequence[Sequence[int]],  # token ids of each description, marks included
     max_length: int = MAX_LENGTH,  # tokens in a window, marks included
     windows: int = WINDOWS,  # of a description that are read
-    batch_tokens: int = 8192,
+    batch_tokens: int = 8192,  # tokens that are read at once, padding included
 ) -> np.ndarray:  # shape (descriptions, genres), float64
     "The score of each genre: the mean of a description's windows, weighted by their tokens."
     parts = [(row, window) for row, ids in enumerate(rows) for window in windows_of(ids, max_length, windows)]
@@ -918,11 +927,11 @@ def network_scores(
 def tiny_backbone(
     folder: Path | str,  # made if need be
     descriptions: Sequence[str],  # text from which the pieces of words are taken
-    layers: int = 2,
-    width: int = 32,
-    heads: int = 2,
-    vocabulary: int = 1000,
-    seed: int = SEED,
+    layers: int = 2,  # of the encoder
+    width: int = 32,  # of a token's vector; a multiple of `heads`
+    heads: int = 2,  # of attention, in each layer
+    vocabulary: int = 1000,  # pieces of words at most, marks included
+    seed: int = SEED,  # of the weights
 ) -> Path:  # the folder, in the hub's format
     "A BERT of random weights with a WordPiece tokenizer of its own: characters and frequent words."
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
@@ -944,7 +953,7 @@ def tiny_backbone(
 # %% ../nbs/08_neural.ipynb #065367c0
 def reference_network(
     architecture: str,  # a key of `REFERENCE_SIZES`
-    random_state: int = SEED,
+    random_state: int = SEED,  # of first weights, batches and rows held out
 ) -> NeuralClassifier:  # of descriptions that are processed already
     "A classifier with a network of the reference project's sizes, small batches and early stopping."
     return NeuralClassifier(architecture, words=REFERENCE_WORDS, max_length=REFERENCE_LENGTH, windows=1, word_dropout=0.0,
@@ -969,7 +978,7 @@ class Screening(NamedTuple):
 # %% ../nbs/08_neural.ipynb #be1ac61b
 def run_name(
     kind: str,  # of the run
-    classifier: DescriptionClassifier,
+    classifier: DescriptionClassifier,  # its settings count, except where its checkpoints are
     rows: "DataFrame",  # as from `training_rows`
 ) -> str:  # the same for the same settings and rows
     "A file name for a run."
@@ -1034,9 +1043,12 @@ def kept_validation(
     folder: Path | str,  # keeps the run
     seed: int = SEED,  # of the split
     resample: Callable[[Columns], Columns] | None = None,  # as for `cross_validate_classifier`
-    name: str = "",  # of the resampling
+    name: str = "",  # of the resampling; one without a name is a ValueError
 ) -> CrossValidation:
     "`cross_validate_classifier`, once."
+    if resample is not None and not name:
+        raise ValueError("a resampling needs a name: without one, its run would be taken for the one without resampling")
+
     def compute() -> dict[str, Any]:
         found = cross_validate_classifier(classifier, rows, seed=seed, resample=resample)
         return {"genres": found.genres, "classes": found.classes, "raw_scores": found.raw_scores, "folds": found.folds,
@@ -1052,21 +1064,21 @@ def kept_validation(
 
 # %% ../nbs/08_neural.ipynb #55192d32
 def neural_bag_of_words(
-    random_state: int = SEED,
+    random_state: int = SEED,  # of first weights, batches and dropout
 ) -> NeuralClassifier:
     "The weighted mean of word vectors that an encoder lends."
     return NeuralClassifier("bag_of_words", vectors="backbone", epochs=6, random_state=random_state)
 
 
 def lstm(
-    random_state: int = SEED,
+    random_state: int = SEED,  # of first weights, batches and dropout
 ) -> NeuralClassifier:
     "An LSTM in both directions over word vectors that an encoder lends."
     return NeuralClassifier("lstm", vectors="backbone", random_state=random_state)
 
 
 def gru(
-    random_state: int = SEED,
+    random_state: int = SEED,  # of first weights, batches and dropout
 ) -> NeuralClassifier:
     "A GRU in both directions over word vectors that an encoder lends."
     return NeuralClassifier("gru", vectors="backbone", width=64, batch_tokens=8192, random_state=random_state)

@@ -58,7 +58,7 @@ class BertNetwork(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: nn.Module,  # as from `load_encoder`; trained in place
         genres: int,  # columns of the scores
         priors: np.ndarray,  # log shares of the genres in each foreign source, shape (foreign sources, genres)
         head: str = "mean_pool",  # "mean_pool": mean of the tokens; "first": the first token, as the original BERT
@@ -101,7 +101,7 @@ WEIGHT_DECAY = 0.01  # of matrices
 
 
 def parameter_groups(
-    network: BertNetwork,
+    network: BertNetwork,  # the names of its parameters tell how deep they lie
     learning_rate: float,  # of the encoder's top layer
     layerwise_decay: float = 0.9,  # factor for each layer further down; 1: all alike
 ) -> list[dict[str, Any]]:  # groups for a torch optimiser
@@ -193,9 +193,9 @@ def mixed_precision() -> str:
 
 def stage_key(
     network: BertNetwork,  # as it starts
-    examples: Examples,
-    stage: Stage,
-    options: Options,
+    examples: Examples,  # all of their columns count
+    stage: Stage,  # all of it counts
+    options: Options,  # all of them count
 ) -> str:  # 16 hexadecimal digits
     "A name for a stage that no other stage has."
     digest = hashlib.sha256()
@@ -222,9 +222,9 @@ class Trainer:
     def __init__(
         self,
         network: BertNetwork,  # changed in place
-        examples: Examples,
-        stage: Stage,
-        options: Options,
+        examples: Examples,  # rows to train on
+        stage: Stage,  # with a weight for each of the examples
+        options: Options,  # `patience` counts only with `validate`
         validate: Callable[[nn.Module], float] | None = None,  # scores a network after each epoch; the best is kept
     ):
         self.accelerator = Accelerator(mixed_precision=mixed_precision())
@@ -266,7 +266,7 @@ class Trainer:
 
 # %% ../nbs/09_small_bert.ipynb #22753e89
 def train_batch(
-    trainer: Trainer,
+    trainer: Trainer,  # its network and optimiser are changed in place
     rows: np.ndarray,  # of the examples
     is_last: bool,  # of the epoch: the optimiser makes a step in any case
 ) -> float:  # the loss
@@ -287,7 +287,7 @@ def train_batch(
 
 
 def train_epoch(
-    trainer: Trainer,
+    trainer: Trainer,  # changed in place, its progress, too
     after_batch: Callable[[float], None],  # called with each batch's loss
 ) -> None:
     "Learn from what is left of the current epoch."
@@ -302,7 +302,7 @@ def train_epoch(
 
 
 def judge_epoch(
-    trainer: Trainer,
+    trainer: Trainer,  # at the end of an epoch; keeps the score and the best weights
 ) -> bool:  # whether training should go on
     "Score the network; remember it if it is the best so far."
     if trainer.validate is None:
@@ -320,9 +320,9 @@ CHECKPOINT_SECONDS = 240.0  # between two checkpoints
 
 def train_stage(
     network: BertNetwork,  # changed in place
-    examples: Examples,
-    stage: Stage,
-    options: Options = Options(),
+    examples: Examples,  # rows to train on
+    stage: Stage,  # with a weight for each of the examples
+    options: Options = Options(),  # with others than before, training starts anew
     checkpoints: Path | None = None,  # folder to resume from and to write to; None: neither
     validate: Callable[[nn.Module], float] | None = None,  # scores a network after each epoch; the best is kept
 ) -> Progress:
@@ -375,8 +375,8 @@ class SmallBertClassifier(NetworkClassifier):
         rehearsal: float = 0.5,  # foreign rows seen in the second stage, for each reference row
         learning_rate: float = 2e-4,  # of the first stage, and of the only one where there are no foreign rows
         second_learning_rate: float = 1e-4,  # of the second stage
-        layerwise_decay: float = 0.9,
-        label_smoothing: float = 0.0,
+        layerwise_decay: float = 0.9,  # factor of the learning rate for each layer further down; 1: all alike
+        label_smoothing: float = 0.0,  # part of each row's target that all genres share
         class_weights: str | Mapping[str, float] | None = None,  # "balanced", or genre -> weight in the loss
         teacher: DescriptionClassifier | None = None,  # whose opinion of reference rows is learned, too; None: genres alone
         teacher_share: float = 0.5,  # of the opinion in what is learned of a reference row
@@ -387,7 +387,7 @@ class SmallBertClassifier(NetworkClassifier):
         logit_adjustment: float = 0.0,  # share of each genre's log share that is taken off its score after training
         corrected: bool = False,  # fold a correction between genres into the head (see `fit_calibrated`)
         checkpoints: Path | str | None = None,  # folder from which an interrupted run goes on; None: no checkpoints
-        random_state: int = SEED,
+        random_state: int = SEED,  # of new weights, batches, dropout, rows held out and the teacher's folds
     ):
         self.backbone, self.max_length, self.windows, self.head = backbone, max_length, windows, head
         self.foreign_epochs, self.epochs, self.rehearsal, self.random_state = foreign_epochs, epochs, rehearsal, random_state
@@ -408,9 +408,9 @@ class SmallBertClassifier(NetworkClassifier):
 
 # %% ../nbs/09_small_bert.ipynb #8702fe5d
 def stages_of(
-    classifier: SmallBertClassifier,
+    classifier: SmallBertClassifier,  # whose settings count
     origin: np.ndarray,  # 0 for reference rows, shape (rows,)
-    weights: np.ndarray,  # shape (rows,)
+    weights: np.ndarray,  # shape (rows,); a ValueError if no reference row has any
 ) -> list[Stage]:  # one or two
     "First the foreign rows, if there are any; then the reference rows with some of the others."
     foreign, seed, tokens = np.where(origin > 0, weights, 0.0), classifier.random_state, classifier.batch_tokens
@@ -449,7 +449,7 @@ def _part(classifier: SmallBertClassifier, stage: Stage, examples: Examples,
 
 # %% ../nbs/09_small_bert.ipynb #093044ba
 def soft_labels(
-    classifier: SmallBertClassifier,
+    classifier: SmallBertClassifier,  # whose `teacher` is asked and counts for `teacher_share`
     training: Columns,  # of descriptions
 ) -> np.ndarray | None:  # how probable each genre is to be taken, shape (rows, genres); None without a teacher
     "A mix of each reference row's genre and what the teacher says of it who has not seen it; the genre alone of other rows."
@@ -499,7 +499,10 @@ def fit_stages(
 class ExportedBert(nn.Module):
     "The network as it is stored: it also says what each token adds."
 
-    def __init__(self, network: BertNetwork):
+    def __init__(
+        self,
+        network: BertNetwork,  # its encoder and head are taken over, not copied
+    ):
         super().__init__()
         self.encoder, self.head, self.pooling = network.encoder, network.head, network.pooling
 
@@ -648,7 +651,7 @@ def blurr_learner(
 
 # %% ../nbs/09_small_bert.ipynb #df78fda5
 def small_bert(
-    random_state: int = SEED,
+    random_state: int = SEED,  # of the network and of its teacher
 ) -> SmallBertClassifier:
     "MiniLM-L6 in two stages; an interrupted run goes on from data/processed/checkpoints, which can be deleted afterwards."
     return SmallBertClassifier(teacher=linear_svm(random_state), logit_adjustment=0.2,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENSEMBLE_WEIGHTS', 'RECIPES', 'LIMITS', 'UP_TO_DATE', 'FAILED', 'Recipe', 'recipe_rows', 'TrainingOptions',
            'training_command', 'dataset_of_genres', 'evaluate_on_test', 'milliseconds_each', 'training_data',
-           'versions', 'hardware', 'genre_scores', 'model_card', 'Trained', 'cross_validated', 'quick_classifier',
+           'versions', 'genre_scores', 'model_card', 'Trained', 'cross_validated', 'quick_classifier',
            'train_classifier', 'combine_validations', 'train_ensemble', 'validation_scores', 'check_replaceable',
            'fingerprint', 'finished_mark', 'is_finished', 'train_and_save', 'write_model', 'describe_results',
            'train_models', 'expected_seconds', 'train_and_record', 'add_to_manifest', 'write_leaderboard',
@@ -16,7 +16,6 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,19 +32,19 @@ from tqdm import tqdm
 
 from . import __version__
 from genre_nb.core import (
-    GENRES, PROTOCOLS, SEED, PeakMemory, atomic_path, find_folder, metrics_directory, models_directory,
+    GENRES, PROTOCOLS, SEED, PeakMemory, atomic_path, find_folder, hardware, metrics_directory, models_directory,
     most_frequent_genres, processed_directory, set_seeds,
 )
-from .data import Dataset, training_rows
+from .data import Dataset
 from .ensemble import Ensemble, average_probabilities
 from genre_nb.evaluation import (
-    evaluate, fit_temperature, format_score, leaderboard, leaderboard_markdown, log_scores, write_json, write_metrics,
+    evaluate, format_score, leaderboard, leaderboard_markdown, log_scores, write_json, write_metrics,
 )
 from .language import identify_languages
 from .onnx_model import load_stored, write_checksums
 from genre_nb.tfidf import (
     SOURCE_WEIGHTS, CrossValidation, complement_naive_bayes, linear_svm, logistic_regression, naive_bayes, random_forest,
-    without_near_duplicates,
+    rows_at_hand,
 )
 
 if TYPE_CHECKING:
@@ -100,13 +99,12 @@ RECIPES: dict[str, Recipe] = {
 
 # %% ../nbs/11_training.ipynb #1f367c57
 def recipe_rows(
-    recipe: Recipe,
-    dataset: Dataset,
+    recipe: Recipe,  # its sources and weights count; for a network, reference rows are scored, too
+    dataset: Dataset,  # a source that it lacks is left out
 ) -> "pd.DataFrame":  # as from `training_rows`
     "The training rows of a recipe: those extra sources that are at hand, without near-duplicates of what is scored."
-    rows = training_rows(dataset, {name: weight for name, weight in recipe.weights.items() if name in dataset.extra})
     scored = dataset.test["description"].tolist() + (dataset.train["description"].tolist() if recipe.network else [])
-    return without_near_duplicates(rows, scored)
+    return rows_at_hand(dataset, scored, recipe.weights)
 
 # %% ../nbs/11_training.ipynb #70cebf01
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class TrainingOptions:
     balance: str = "none"  # a name that `class_imbalance.find_strategy` knows
     genres: int = 27  # 27; 26: without `short`; 6: those of the reference project; 5, 7, 9, 11: the most frequent ones
     quick: bool = False  # a trial on the sample: it runs every step and is worth nothing
-    force: bool = False  # train again what is up to date
+    force: bool = False  # train again what is up to date; cross-validations and checkpoints kept in data/processed/ are used
 
     def saved_name(self, name: str) -> str:
         "The folder in models/: the model's name, and the number of genres where it is not 27."
@@ -125,7 +123,7 @@ class TrainingOptions:
 
 def training_command(
     name: str,  # a key of `RECIPES`
-    options: TrainingOptions,
+    options: TrainingOptions,  # what differs from the defaults is told, except `force`
 ) -> str:
     "What to type to train the model again."
     words = ["genre_nb train", name]
@@ -134,7 +132,7 @@ def training_command(
 
 
 def dataset_of_genres(
-    dataset: Dataset,
+    dataset: Dataset,  # of all genres; not changed
     count: int,  # as `TrainingOptions.genres`; another number is a ValueError
 ) -> tuple[Dataset, dict[str, tuple[str, ...]]]:  # rows of these genres; protocol name -> genres to score
     "The rows of fewer genres; the most frequent ones are counted on training rows."
@@ -155,7 +153,7 @@ def dataset_of_genres(
 # %% ../nbs/11_training.ipynb #8f1e72dd
 def evaluate_on_test(
     classifier: Any,  # predict_proba(descriptions), classes_
-    dataset: Dataset,
+    dataset: Dataset,  # its test rows are scored; its training rows tell the majority genre
     protocols: Mapping[str, Sequence[str]] = PROTOCOLS,  # name -> genres that are scored
 ) -> dict[str, Any]:  # protocol name -> results of `evaluate`
     "Score the test rows by every protocol that has rows: `genres_26` takes English ones only."
@@ -174,7 +172,7 @@ def evaluate_on_test(
 # %% ../nbs/11_training.ipynb #019343e3
 def milliseconds_each(
     classifier: Any,  # predict_proba(descriptions)
-    descriptions: Sequence[str],
+    descriptions: Sequence[str],  # at least one; the first is asked once before, to warm up
     count: int = 50,  # of them are asked, one at a time
 ) -> float:  # the median
     "How long one description takes, in milliseconds."
@@ -189,7 +187,7 @@ def milliseconds_each(
 # %% ../nbs/11_training.ipynb #1ce2fd16
 def training_data(
     rows: "pd.DataFrame",  # as from `training_rows`
-    dataset: Dataset,
+    dataset: Dataset,  # where the rows come from; it knows the checksums of its files
 ) -> list[dict[str, Any]]:  # one entry a source
     "What a model learned from: names, rows, weights, checksums."
     checksums = {source.name: source.sha256 for source in dataset.sources}
@@ -198,16 +196,11 @@ def training_data(
 
 
 def versions(
-    packages: Sequence[str],
+    packages: Sequence[str],  # names as for pip; one that is not installed is a PackageNotFoundError
 ) -> dict[str, str]:  # "python", "genre_nb", "numpy", "scipy" and the packages
     "The versions that wrote a model."
     names = ("genre_nb", "numpy", "scipy", *packages)
     return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def hardware() -> dict[str, Any]:
-    "The machine that trained a model."
-    return {"processor": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
 
 # %% ../nbs/11_training.ipynb #d8efa398
 LIMITS = ("Learned from English descriptions written for film catalogues; other languages and very short texts are guesses. "
@@ -228,11 +221,11 @@ def genre_scores(
 
 def model_card(
     name: str,  # a key of `RECIPES`
-    options: TrainingOptions,
+    options: TrainingOptions,  # with which it was trained
     rows: "pd.DataFrame",  # what it was trained on
-    dataset: Dataset,
+    dataset: Dataset,  # where the rows come from
     results: Mapping[str, Any],  # as written to metrics/
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # as written to card.json
     "Where a saved model comes from and what it is worth."
     scores = {protocol: {score: result[score] for score in ("rows", "accuracy", "macro_f1", "top_3_accuracy", "ece")}
               for protocol, result in results["protocols"].items()}
@@ -263,10 +256,10 @@ class Trained:
 
 
 def cross_validated(
-    recipe: Recipe,
+    recipe: Recipe,  # without `classifier`, an ensemble's is a ValueError
     rows: "pd.DataFrame",  # as from `recipe_rows`
-    balance: str = "none",
-    classifier: Any = None,  # None: the recipe's
+    balance: str = "none",  # as `TrainingOptions.balance`
+    classifier: Any = None,  # None: the recipe's; what another one answers is not kept
 ) -> CrossValidation:
     "What a recipe answers for reference rows it has not seen; a network's is kept, and looked for first."
     from genre_nb.class_imbalance import find_strategy, validate_repeatedly
@@ -277,7 +270,7 @@ def cross_validated(
 
 # %% ../nbs/11_training.ipynb #2fb5d811
 def quick_classifier(
-    recipe: Recipe,
+    recipe: Recipe,  # its `quick` settings count; an ensemble's is a ValueError
     rows: "pd.DataFrame",  # as from `recipe_rows`
     folder: Path,  # for an encoder of random weights, if one is needed
 ) -> Any:  # not fitted
@@ -292,8 +285,8 @@ def quick_classifier(
 
 def train_classifier(
     name: str,  # a key of `RECIPES`
-    dataset: Dataset,
-    options: TrainingOptions,
+    dataset: Dataset,  # with the rows of the genres that are wanted, as from `dataset_of_genres`
+    options: TrainingOptions,  # `balance` and `quick` count
 ) -> Trained:
     "Cross-validate, fit on all rows, correct, calibrate."
     from genre_nb.class_imbalance import find_strategy, fit_balanced
@@ -311,8 +304,8 @@ def train_classifier(
 
 # %% ../nbs/11_training.ipynb #11c0157f
 def combine_validations(
-    validations: Sequence[CrossValidation],  # of the members, on the same rows
-    weights: Sequence[float],
+    validations: Sequence[CrossValidation],  # of the members; other rows or genres than the first has are a ValueError
+    weights: Sequence[float],  # of the members, in the same order; only their proportions count
 ) -> CrossValidation:
     "What the mean of several models answers for rows that none of them has seen."
     first = validations[0]
@@ -321,14 +314,13 @@ def combine_validations(
             raise ValueError("the members of an ensemble must be validated on the same rows and genres")
     scores = log_scores(average_probabilities([found.probabilities for found in validations], weights), 1e-12)
     seconds = sum(found.seconds for found in validations)
-    return replace(first, raw_scores=scores, scores=scores, temperature=fit_temperature(scores, first.genres, first.classes),
-                   seconds=seconds)
+    return replace(first.with_scores(scores), raw_scores=scores, seconds=seconds)
 
 
 def train_ensemble(
     name: str,  # a key of `RECIPES`
-    dataset: Dataset,
-    options: TrainingOptions,
+    dataset: Dataset,  # what the members learned from
+    options: TrainingOptions,  # `balance` and `genres` must be those of the members
 ) -> Trained:
     "Put saved models together and fit the temperature of their mean; a member that is missing or was trained otherwise is a ValueError."
     started, recipe, members, cards, validations = time.monotonic(), RECIPES[name], {}, [], []
@@ -355,7 +347,7 @@ def train_ensemble(
 
 # %% ../nbs/11_training.ipynb #f1e02791
 def validation_scores(
-    validation: CrossValidation,
+    validation: CrossValidation,  # its own genres also tell the majority genre
     scored: Sequence[str] = GENRES,  # the genres
 ) -> dict[str, Any]:
     "The cross-validated scores that stand beside those of the test rows."
@@ -366,7 +358,7 @@ def validation_scores(
 
 def check_replaceable(
     name: str,  # of a saved model
-    dataset: Dataset,
+    dataset: Dataset,  # what is going to be trained on
 ) -> None:
     "Raise ValueError if training on the sample would overwrite a model trained on real data."
     card = models_directory() / name / "card.json"
@@ -377,12 +369,17 @@ def check_replaceable(
 # %% ../nbs/11_training.ipynb #b888a955
 def fingerprint(
     name: str,  # a key of `RECIPES`
-    dataset: Dataset,
-    options: TrainingOptions,
+    dataset: Dataset,  # the checksums of its files count
+    options: TrainingOptions,  # `balance`, `genres` and `quick` count
 ) -> str:  # 16 hexadecimal digits; the same for the same version, data, settings and options
     "Whether a finished model is still what training would give."
     recipe = RECIPES[name]
     settings = {} if recipe.build is None else {key: value for key, value in recipe.build().get_params().items() if key != "checkpoints"}
+    if recipe.network:
+        from genre_nb.neural import BACKBONE, default_backbone
+
+        if default_backbone() != BACKBONE:  # the usual one goes without saying
+            settings["encoder"] = default_backbone()
     told = [__version__, name, training_command(name, options), [[source.name, source.sha256] for source in dataset.sources],
             dict(recipe.weights), settings, [[member, weight, finished_mark(options.saved_name(member))]
                                              for member, weight in recipe.members.items()]]
@@ -402,8 +399,8 @@ def finished_mark(
 
 def is_finished(
     name: str,  # a key of `RECIPES`
-    dataset: Dataset,
-    options: TrainingOptions,
+    dataset: Dataset,  # as for `fingerprint`
+    options: TrainingOptions,  # with `force`, nothing is finished
 ) -> bool:
     "Is there nothing to train?"
     return not options.force and fingerprint(name, dataset, options) == finished_mark(options.saved_name(name))
@@ -413,9 +410,9 @@ UP_TO_DATE = "up to date (--force trains it again)"
 
 
 def train_and_save(
-    name: str,  # a key of `RECIPES`
-    dataset: Dataset,
-    options: TrainingOptions = TrainingOptions(),
+    name: str,  # a key of `RECIPES`; another one is a ValueError
+    dataset: Dataset,  # the sample is a ValueError where a model trained on real data would be replaced
+    options: TrainingOptions = TrainingOptions(),  # `quick` with anything but the sample is a ValueError
 ) -> str:  # one line: scores with intervals, size, time; or that the model is up to date
     "Train a model, test it once, and write models/<name>/ and metrics/<name>.json and .txt."
     if name not in RECIPES:
@@ -435,10 +432,10 @@ def train_and_save(
 # %% ../nbs/11_training.ipynb #befa03a0
 def write_model(
     name: str,  # a key of `RECIPES`
-    trained: Trained,
-    dataset: Dataset,
+    trained: Trained,  # as from `train_classifier` or `train_ensemble`
+    dataset: Dataset,  # whose test rows are scored
     protocols: Mapping[str, Sequence[str]],  # name -> genres that are scored
-    options: TrainingOptions,
+    options: TrainingOptions,  # with which it was trained
     mark: str,  # the fingerprint
 ) -> dict[str, Any]:  # as written to metrics/
     "Test a model once; write it, its card and its metrics."
@@ -481,8 +478,8 @@ def describe_results(
 # %% ../nbs/11_training.ipynb #8c98cbbf
 def train_models(
     names: Sequence[str],  # keys of `RECIPES`
-    dataset: Dataset,
-    options: TrainingOptions = TrainingOptions(),
+    dataset: Dataset,  # what all of them learn from
+    options: TrainingOptions = TrainingOptions(),  # of all of them
     minutes: float | None = None,  # what may be used up; None: any time
     report: Callable[[str], None] = print,  # called with one line a model
 ) -> list[str]:  # names of models that failed
@@ -518,16 +515,16 @@ FAILED = "failed: "
 
 def train_and_record(
     name: str,  # a key of `RECIPES`
-    dataset: Dataset,
-    options: TrainingOptions,
+    dataset: Dataset,  # as for `train_and_save`
+    options: TrainingOptions,  # as for `train_and_save`
 ) -> str:  # what `train_and_save` says, or what went wrong
     "Train a model and, if that was necessary, write manifest and leaderboard."
     begun, before = datetime.now(UTC), time.monotonic()
     try:
         with PeakMemory() as peak:
             line = train_and_save(name, dataset, options)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        return f"{FAILED}{error}"
+    except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:  # RuntimeError: PyTorch's, out of memory, say
+        return f"{FAILED}{str(error) or type(error).__name__}"
     if line != UP_TO_DATE:
         add_to_manifest(options.saved_name(name), name, dataset, begun, time.monotonic() - before, peak.megabytes)
         write_leaderboard()
@@ -537,9 +534,9 @@ def train_and_record(
 def add_to_manifest(
     saved: str,  # name of a model
     name: str,  # its recipe
-    dataset: Dataset,
-    begun: datetime,
-    seconds: float,
+    dataset: Dataset,  # what it learned from
+    begun: datetime,  # when training began, with its time zone
+    seconds: float,  # that training and testing took
     megabytes: float,  # highest memory of the process
 ) -> None:
     "Say in metrics/training_run.json how a model came to be, in place of what was said of it before."
@@ -565,8 +562,8 @@ def write_leaderboard() -> None:
 
 # %% ../nbs/11_training.ipynb #f4c83e24
 def evaluation_table(
-    names: Sequence[str],  # saved models
-    dataset: Dataset,
+    names: Sequence[str],  # saved models; an unknown one is a ValueError
+    dataset: Dataset,  # whose test rows are scored
 ) -> "pd.DataFrame":  # one row a model and protocol
     "Scores of saved models on the test rows."
     from pandas import DataFrame
