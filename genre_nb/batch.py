@@ -68,9 +68,9 @@ def read_batch(
     with path.open("rb") as stream:
         format, records = open_records(stream, path.name)
         job = PredictJob(str(path), "", column=(column or "").strip() or None)
-        pairs = usable_records(records, job, format, rejected)
+        pairs = usable_records(islice(records, MAXIMUM_ROWS + 1), job, format, rejected)  # rows that can't be used count, too
         try:
-            rows = list(islice(pairs, MAXIMUM_ROWS + 1))
+            rows = list(pairs)
         except ValueError as error:
             raise ValueError(for_the_page(str(error))) from None
     if len(rows) + len(rejected) > MAXIMUM_ROWS:
@@ -86,7 +86,7 @@ def read_batch(
 
 # %% ../nbs/14d_batch.ipynb #f4c29e75
 def chunks(
-    rows: Sequence[tuple[Record, str]],
+    rows: Sequence[tuple[Record, str]],  # (record, description), as in a `Batch`
 ) -> Iterator[list[tuple[Record, str]]]:  # none is empty; a long description may be alone
     "Rows in portions of at most `CHUNK_ROWS` rows and about `CHUNK_CHARACTERS` characters."
     portion: list[tuple[Record, str]] = []
@@ -103,9 +103,9 @@ def chunks(
 
 def predict_patiently(
     service: Service,
-    descriptions: Sequence[str],
-    model: str | None,
-    seconds: float = BUSY_SECONDS,
+    descriptions: Sequence[str],  # of one chunk
+    model: str | None,  # None: the default one
+    seconds: float = BUSY_SECONDS,  # in which a full queue is tried again
 ) -> list[Prediction]:
     "Predict through the queue; while it is full, try again. In the end its ApiError is raised."
     patience = time.monotonic() + seconds
@@ -119,7 +119,7 @@ def predict_patiently(
 
 # %% ../nbs/14d_batch.ipynb #99be27f4
 def batch_output(
-    batch: Batch,
+    batch: Batch,  # its rejected rows may become more
     predictions: Sequence[Prediction],  # of each of its rows
 ) -> tuple[str, str]:  # the format, a value of `OUTPUT_FORMATS`, and the text
     "The rows with what was predicted, formulas made harmless; what can't be written goes to the rejected rows."
@@ -143,8 +143,8 @@ def download_name(
 
 
 def download_html(
-    text: str,
-    name: str,
+    text: str,  # the file's content
+    name: str,  # suggested to the browser, see `download_name`
     title: str,  # plain text
     kind: str = "",  # a CSS class
 ) -> str:
@@ -158,9 +158,9 @@ SHOWN_REJECTED = 50
 
 
 def progress_html(
-    done: int,
-    total: int,
-    name: str,
+    done: int,  # rows predicted
+    total: int,  # rows to predict
+    name: str,  # of the file, as the visitor calls it
 ) -> str:
     "How far it is."
     return (f'<div class="g-card g-progress" role="status"><label>Classifying {safe(name)}: {done:,} of {total:,} rows'
@@ -168,8 +168,8 @@ def progress_html(
 
 
 def preview_html(
-    batch: Batch,
-    predictions: Sequence[Prediction],
+    batch: Batch,  # without usable rows: nothing is shown
+    predictions: Sequence[Prediction],  # of each of its rows
 ) -> str:
     "The first rows with their genres."
     rows = "".join(
@@ -183,7 +183,7 @@ def preview_html(
 
 
 def rejected_html(
-    batch: Batch,
+    batch: Batch,  # without rejected rows: nothing is shown
 ) -> str:
     "The rows that could not be used, and why."
     if not batch.rejected:
@@ -197,12 +197,14 @@ def rejected_html(
 
 # %% ../nbs/14d_batch.ipynb #97dae986
 def batch_html(
-    batch: Batch,
-    predictions: Sequence[Prediction],
+    batch: Batch,  # its rejected rows may become more
+    predictions: Sequence[Prediction],  # of each of its rows
 ) -> str:
     "The result: how many rows, the download, the first rows, the rejected ones."
+    known = len(batch.rejected)
     format, text = batch_output(batch, predictions)
-    title = f"{len(predictions):,} row{'s' * (len(predictions) != 1)} classified"
+    count = len(predictions) - (len(batch.rejected) - known)  # those that fit into the table
+    title = f"{count:,} row{'s' * (count != 1)} classified"
     told = f"{len(batch.rejected):,} could not be used; they are listed below." if batch.rejected else "Every row could be used."
     link = download_html(text, download_name(batch.name, format), f"Download as {format.upper()}", "g-primary") if text else ""
     return (f'<section class="g-card g-batch" aria-live="polite"><h2 class="g-verdict">{title}</h2>'

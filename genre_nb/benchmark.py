@@ -7,18 +7,19 @@ __all__ = ['Work', 'STEPS', 'EXTRAS', 'NEEDS', 'REPEATS', 'PATIENCE', 'HEAD_WIDT
            'BATCH_ROWS', 'BATCH_LENGTH', 'TARGETS', 'endless_descriptions', 'benchmark_descriptions', 'Case', 'Step',
            'peers_directory', 'how_to_get', 'Measurement', 'peak_megabytes', 'middle', 'measure_here', 'bind',
            'measure', 'exact_model', 'torch_weights', 'peer_class', 'write_peer', 'peer_pipeline', 'labelled_rows',
-           'fasttext_line', 'train_fasttext', 'fasttext_labels', 'predict_work', 'case_saved', 'case_onnx_exact',
-           'case_pipeline', 'case_predict_fasttext', 'prediction_request', 'send', 'ask', 'ask_gradio', 'load',
-           'serve_flask', 'serve_flask_onnx', 'plain_onnx', 'serve_flask_torch', 'serve_gradio', 'serve_at_once',
-           'own_program', 'own_server', 'peer_server', 'free_port', 'start_server', 'case_serve', 'accuracy_on_test',
-           'case_linear_svm', 'case_sklearn', 'case_train_fasttext', 'case_preprocess', 'case_languages',
-           'case_reference_recipe', 'case_spacy', 'run_program', 'program_megabytes', 'predict_at_once', 'case_file',
-           'with_our_program', 'with_pandas', 'case_program', 'case_first_answer', 'case_first_pipeline',
-           'needed_distributions', 'installed_megabytes', 'install_sizes', 'resource_files', 'case_growing_fit',
-           'case_growing_prediction', 'growth', 'operations_a_token', 'case_way', 'rated', 'case_matrices',
-           'case_memory', 'training_windows', 'case_own_training', 'case_trainer', 'machine', 'same_labels', 'run_step',
-           'run_benchmarks', 'write_benchmarks', 'read_benchmarks', 'measured', 'times_faster', 'steepest_growth',
-           'Target', 'reached', 'targets_table', 'step_table', 'growth_table', 'install_table', 'benchmark_plot']
+           'fasttext_line', 'train_fasttext', 'fasttext_labels', 'predict_work', 'case_saved', 'stored_as',
+           'case_onnx_exact', 'case_pipeline', 'case_predict_fasttext', 'prediction_request', 'send', 'ask',
+           'ask_gradio', 'load', 'serve_flask', 'serve_flask_onnx', 'plain_onnx', 'serve_flask_torch', 'serve_gradio',
+           'serve_at_once', 'own_program', 'own_server', 'peer_server', 'free_port', 'start_server', 'case_serve',
+           'accuracy_on_test', 'case_linear_svm', 'case_sklearn', 'case_train_fasttext', 'case_preprocess',
+           'case_languages', 'case_reference_recipe', 'case_spacy', 'run_program', 'program_megabytes',
+           'predict_at_once', 'case_file', 'with_our_program', 'with_pandas', 'case_program', 'case_first_answer',
+           'case_first_pipeline', 'needed_distributions', 'installed_megabytes', 'install_sizes', 'resource_files',
+           'case_growing_fit', 'case_growing_prediction', 'growth', 'operations_a_token', 'rounded_by_column',
+           'case_way', 'case_form', 'rated', 'case_matrices', 'case_memory', 'training_windows', 'case_own_training',
+           'case_trainer', 'same_labels', 'run_step', 'run_benchmarks', 'write_benchmarks', 'read_benchmarks',
+           'measured', 'times_faster', 'steepest_growth', 'Target', 'reached', 'targets_table', 'step_table',
+           'growth_table', 'install_table', 'benchmark_plot']
 
 # %% ../nbs/13_benchmark.ipynb #32530276
 import asyncio
@@ -45,7 +46,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genre_nb.core import (
-    SEED, atomic_path, available_processors, find_folder, metrics_directory, processed_directory, require,
+    SEED, atomic_path, available_processors, find_folder, hardware, metrics_directory, processed_directory, require,
 )
 
 if TYPE_CHECKING:
@@ -53,10 +54,12 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from transformers import BertPreTrainedModel
 
+    from genre_nb.onnx_model import OnnxModel
+
 # %% ../nbs/13_benchmark.ipynb #2803c5f8
 def endless_descriptions(
     tested: bool = False,  # True: those of the test rows, which no saved model has learned from
-    seed: int = SEED,
+    seed: int = SEED,  # of the shuffling
 ) -> Iterator[str]:  # the data's own descriptions first, then shuffled copies, without end
     "Descriptions of the data at hand."
     from genre_nb.data import load_data
@@ -147,13 +150,17 @@ class Measurement(NamedTuple):
         return self.facts.get("items", self.size) / self.seconds
 
 
-def peak_megabytes() -> float:
-    "The highest memory of this process so far."
+def peak_megabytes(
+    process: int | str = "self",  # its number
+) -> float:
+    "The highest memory of a process so far; where there is no /proc, of another process what it holds now."
     import resource
 
-    status = Path("/proc/self/status")
+    status = Path(f"/proc/{process}/status")
     if status.is_file():  # on Linux, the other count begins with the memory of the process that started this one
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    if process != "self":
+        return require("psutil", extra="bench").Process(process).memory_info().rss / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
@@ -169,7 +176,7 @@ def measure_here(
     step: str,  # a key of `STEPS`
     case: str,  # a case of that step; another one is a KeyError
     sizes: Sequence[int],  # ascending
-    repeats: int = REPEATS,
+    repeats: int = REPEATS,  # turns at each size; fewer once `PATIENCE` is used up
 ) -> list[dict[str, Any]]:  # of each size, what a `Measurement` holds
     "Run one case in this process."
     found = []
@@ -200,9 +207,9 @@ def bind(
 def measure(
     step: str,  # a key of `STEPS`
     case: str,  # a case of that step
-    sizes: Sequence[int],
-    processors: int = 2,
-    repeats: int = REPEATS,
+    sizes: Sequence[int],  # in any order
+    processors: int = 2,  # that it may use, where the system can bind a process
+    repeats: int = REPEATS,  # turns at each size, at most
 ) -> list[Measurement]:  # one a size; RuntimeError with the process's last words if it fails
     "Run one case in a fresh process."
     program = ("import json, sys; from genre_nb.benchmark import bind, measure_here; processors, *case = json.loads(sys.argv[1]); "
@@ -334,7 +341,7 @@ def peer_pipeline(
 # %% ../nbs/13_benchmark.ipynb #327e15ca
 def labelled_rows(
     count: int,  # at most so many
-) -> "Any":  # a data frame: description, genre, source, weight
+) -> Any:  # a data frame: description, genre, source, weight
     "The training rows of the linear models, in random order."
     from genre_nb.data import load_data
     from genre_nb.training import RECIPES, recipe_rows
@@ -344,15 +351,15 @@ def labelled_rows(
 
 
 def fasttext_line(
-    description: str,
+    description: str,  # raw
 ) -> str:  # lower case, on one line
     "A description as fastText reads it."
     return " ".join(description.lower().split())
 
 
 def train_fasttext(
-    descriptions: Sequence[str],
-    genres: Sequence[str],
+    descriptions: Sequence[str],  # raw
+    genres: Sequence[str],  # of each description
 ) -> Any:  # its model
     "fastText with pairs of words and ten rounds over the rows."
     fasttext = importlib.import_module("fasttext")
@@ -365,7 +372,7 @@ def train_fasttext(
 
 def fasttext_labels(
     model: Any,  # from `train_fasttext`
-    descriptions: Sequence[str],
+    descriptions: Sequence[str],  # raw
 ) -> list[str]:  # genres
     "What fastText predicts."
     labels, _ = model.predict([fasttext_line(text) for text in descriptions])
@@ -391,36 +398,53 @@ def predict_work(
     return work
 
 # %% ../nbs/13_benchmark.ipynb #bff993d4
-def case_saved(name: str, size: int) -> Work:
+def case_saved(
+    name: str,  # a member of `available_models()`
+    size: int,  # as in `predict_work`
+) -> Work:
     "A saved model, as a user loads it."
     from genre_nb.inference import load_classifier
 
     return predict_work(load_classifier(name).predict, size)
 
 
-def case_onnx_exact(size: int) -> Work:
-    "Our way of computing, in 32 bits."
-    import onnx
+def stored_as(
+    file: bytes,  # an ONNX file of a network with the same inputs, outputs and genres
+) -> "OnnxModel":
+    "Small BERT with another file of the network."
     from shutil import copytree
 
     from genre_nb.onnx_model import MODEL_FILE, OnnxModel
 
     with TemporaryDirectory() as folder:
         copytree(_small_bert(), folder, dirs_exist_ok=True)
-        onnx.save(exact_model(folder), str(Path(folder) / MODEL_FILE))
+        (Path(folder) / MODEL_FILE).write_bytes(file)
         model = OnnxModel(folder)
         _ = model.single_thread  # loads it, too, while the file is there
+    return model
+
+
+def case_onnx_exact(
+    size: int,  # as in `predict_work`
+) -> Work:
+    "Our way of computing, in 32 bits."
+    model = stored_as(exact_model(_small_bert()).SerializeToString())
     return predict_work(lambda texts: model.classes_[model.predict_proba(texts).argmax(axis=1)], size)
 
-
-def case_pipeline(batch_size: int, size: int) -> Work:
+# %% ../nbs/13_benchmark.ipynb #a94b3f06
+def case_pipeline(
+    batch_size: int,  # descriptions that the pipeline computes together
+    size: int,  # as in `predict_work`
+) -> Work:
     "The pipeline of transformers."
     with TemporaryDirectory() as folder:
         write_peer(folder)
         return predict_work(peer_pipeline(folder, batch_size), size)
 
 
-def case_predict_fasttext(size: int) -> Work:
+def case_predict_fasttext(
+    size: int,  # as in `predict_work`
+) -> Work:
     "A fastText model."
     rows = labelled_rows(5_000)
     return predict_work(partial(fasttext_labels, train_fasttext(rows["description"], rows["genre"])), size)
@@ -438,8 +462,8 @@ STEPS["predict"] = Step("descriptions", (1, 32, 1_024), (1, 8), "transformers.pi
 
 # %% ../nbs/13_benchmark.ipynb #04525f0f
 def prediction_request(
-    description: str,
-) -> bytes:
+    description: str,  # raw
+) -> bytes:  # HTTP, head and body
     "A request to classify one description, for our server and those around Flask."
     body = json.dumps({"descriptions": [description], "model": "small_bert"}).encode()
     return _request("POST /predict", body)
@@ -452,8 +476,8 @@ def _request(target: str, body: bytes = b"") -> bytes:
 
 
 async def send(
-    port: int,
-    request: bytes,
+    port: int,  # of a server on this machine
+    request: bytes,  # head and body
 ) -> bytes:  # the answer, head and body; a refusal is a RuntimeError with its first line
     "Send one request over a connection of its own."
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -465,12 +489,18 @@ async def send(
     return answer
 
 # %% ../nbs/13_benchmark.ipynb #c465dfef
-async def ask(port: int, description: str) -> None:
+async def ask(
+    port: int,  # of a server that answers a `prediction_request`
+    description: str,  # raw
+) -> None:  # RuntimeError if it is refused
     "Have one description classified."
     await send(port, prediction_request(description))
 
 
-async def ask_gradio(port: int, description: str) -> None:
+async def ask_gradio(
+    port: int,  # of the server of Gradio alone
+    description: str,  # raw
+) -> None:  # RuntimeError if it is refused or fails
     "The same through Gradio's queue: join it, then wait for the event."
     joined = await send(port, _request("POST /gradio_api/call/predict", json.dumps({"data": [description]}).encode()))
     event = json.loads(joined.split(b"\r\n\r\n", 1)[1])["event_id"]
@@ -499,7 +529,7 @@ async def load(
 # %% ../nbs/13_benchmark.ipynb #82694ca9
 def serve_flask(
     predict: Callable[[Sequence[str]], Sequence[str]],  # descriptions -> genres
-    port: int,
+    port: int,  # on 127.0.0.1
 ) -> None:  # serves until it is killed
     "The smallest Flask server."
     from flask import Flask, request
@@ -509,12 +539,14 @@ def serve_flask(
     app.run(port=port)
 
 
-def serve_flask_onnx(port: int) -> None:
+def serve_flask_onnx(
+    port: int,  # on 127.0.0.1
+) -> None:  # serves until it is killed
     "Flask around the saved network, as the manual of ONNX Runtime loads one."
     serve_flask(plain_onnx(), port)
 
 
-def plain_onnx() -> Callable[[Sequence[str]], list[str]]:
+def plain_onnx() -> Callable[[Sequence[str]], list[str]]:  # descriptions -> genres; reads up to 512 tokens of each
     "The saved network with ONNX Runtime's own settings."
     import numpy as np
     from onnxruntime import InferenceSession
@@ -534,7 +566,9 @@ def plain_onnx() -> Callable[[Sequence[str]], list[str]]:
     return predict
 
 # %% ../nbs/13_benchmark.ipynb #023050bd
-def serve_flask_torch(port: int) -> None:
+def serve_flask_torch(
+    port: int,  # on 127.0.0.1
+) -> None:  # serves until it is killed
     "Flask around the pipeline of transformers."
     with TemporaryDirectory() as folder:
         write_peer(folder)
@@ -542,7 +576,9 @@ def serve_flask_torch(port: int) -> None:
     serve_flask(classify, port)
 
 
-def serve_gradio(port: int) -> None:
+def serve_gradio(
+    port: int,  # on 127.0.0.1
+) -> None:  # serves until it is killed
     "Gradio alone around the saved network."
     from gradio import Interface
 
@@ -551,7 +587,9 @@ def serve_gradio(port: int) -> None:
         server_name="127.0.0.1", server_port=port, quiet=True)
 
 
-def serve_at_once(port: int) -> None:
+def serve_at_once(
+    port: int,  # on 127.0.0.1
+) -> None:  # serves until it is killed
     "A server that reads a request and answers at once, to see what the clients can do."
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -570,17 +608,24 @@ def serve_at_once(port: int) -> None:
 REQUESTS = 200  # in a turn, at most
 
 
-def own_program(*arguments: str) -> list[str]:
+def own_program(
+    *arguments: str,  # as on the command line
+) -> list[str]:
     "The command `genre_nb`."
     return [sys.executable, "-c", "from genre_nb.command_line import main; raise SystemExit(main())", *arguments]
 
 
-def own_server(port: int) -> list[str]:
+def own_server(
+    port: int,  # on 127.0.0.1
+) -> list[str]:
     "The command that starts our server."
     return own_program("serve", "--port", str(port))
 
 
-def peer_server(function: str, port: int) -> list[str]:
+def peer_server(
+    function: str,  # its name in this module, e.g. "serve_gradio"
+    port: int,  # on 127.0.0.1
+) -> list[str]:
     "The command that starts a peer's server."
     return [sys.executable, "-c", f"from genre_nb.benchmark import {function}; {function}({port})"]
 
@@ -618,9 +663,9 @@ def _server(command: Callable[[int], list[str]]) -> tuple[subprocess.Popen, int]
 
 
 def case_serve(
-    command: Callable[[int], list[str]],
+    command: Callable[[int], list[str]],  # port -> what to run, as `own_server`
     asking: Callable[[int, str], Any],  # `ask` or `ask_gradio`
-    clients: int,
+    clients: int,  # that ask at the same time
 ) -> Work:
     "Some clients at a server."
     process, port = _server(command)
@@ -633,13 +678,9 @@ def case_serve(
         share = (time.process_time() - busy) / (time.perf_counter() - started)
         slowest = seconds[int(0.99 * (len(seconds) - 1))]
         return lambda: {"items": len(seconds), "p50_ms": 1000 * median(seconds), "p99_ms": 1000 * slowest,
-                        "clients_share_of_a_processor": share, "megabytes": _megabytes_of(process)}
+                        "clients_share_of_a_processor": share, "megabytes": peak_megabytes(process.pid)}
 
     return work
-
-
-def _megabytes_of(process: subprocess.Popen) -> float:
-    return require("psutil", extra="bench").Process(process.pid).memory_info().rss / 1e6
 
 
 STEPS["serve"] = Step("clients", (1, 8, 32), (1,), "Flask, torch in 32 bits", {
@@ -662,7 +703,9 @@ def accuracy_on_test(
     return {"accuracy": sum(str(label) == genre for label, genre in zip(labels, test["genre"])) / len(test)}
 
 
-def case_linear_svm(size: int) -> Work:
+def case_linear_svm(
+    size: int,  # training rows; at most as many as there are
+) -> Work:
     "Our linear model with its own preprocessing, from raw descriptions, with cold caches."
     from genre_nb.preprocessing import forget_words
     from genre_nb.tfidf import linear_svm
@@ -672,12 +715,15 @@ def case_linear_svm(size: int) -> Work:
     def work() -> Callable[[], dict[str, Any]]:
         forget_words()
         model = linear_svm().fit(rows["description"], rows["genre"], rows["weight"], rows["source"])
-        return lambda: accuracy_on_test(model.predict)
+        return lambda: {"items": len(rows)} | accuracy_on_test(model.predict)
 
     return work
 
 # %% ../nbs/13_benchmark.ipynb #9b23bd0e
-def case_sklearn(name: str, size: int) -> Work:
+def case_sklearn(
+    name: str,  # "LinearSVC" or "LogisticRegression"
+    size: int,  # training rows; at most as many as there are
+) -> Work:
     "scikit-learn with its own settings."
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -689,18 +735,20 @@ def case_sklearn(name: str, size: int) -> Work:
 
     def work() -> Callable[[], dict[str, Any]]:
         model = make_pipeline(TfidfVectorizer(), models[name]()).fit(rows["description"], rows["genre"])
-        return lambda: accuracy_on_test(model.predict)
+        return lambda: {"items": len(rows)} | accuracy_on_test(model.predict)
 
     return work
 
 
-def case_train_fasttext(size: int) -> Work:
+def case_train_fasttext(
+    size: int,  # training rows; at most as many as there are
+) -> Work:
     "fastText on all processors."
     rows = labelled_rows(size)
 
     def work() -> Callable[[], dict[str, Any]]:
         model = train_fasttext(rows["description"], rows["genre"])
-        return lambda: accuracy_on_test(partial(fasttext_labels, model))
+        return lambda: {"items": len(rows)} | accuracy_on_test(partial(fasttext_labels, model))
 
     return work
 
@@ -713,7 +761,10 @@ STEPS["train_linear"] = Step("rows", (51_945,), (200,), "fastText", {
 })
 
 # %% ../nbs/13_benchmark.ipynb #0920feff
-def case_preprocess(warm: bool, size: int) -> Work:
+def case_preprocess(
+    warm: bool,  # False: every turn starts with nothing remembered
+    size: int,  # descriptions
+) -> Work:
     "Our preprocessor, with cold caches or with those of a run over the same rows."
     from genre_nb.preprocessing import forget_words, process_descriptions
 
@@ -728,7 +779,9 @@ def case_preprocess(warm: bool, size: int) -> Work:
     return work
 
 
-def case_languages(size: int) -> Work:
+def case_languages(
+    size: int,  # descriptions
+) -> Work:
     "Language identification."
     from genre_nb.language import identify_languages
 
@@ -741,7 +794,9 @@ def case_languages(size: int) -> Work:
     return work
 
 # %% ../nbs/13_benchmark.ipynb #d4198502
-def case_reference_recipe(size: int) -> Work:
+def case_reference_recipe(
+    size: int,  # descriptions
+) -> Work:
     "The reference's recipe, written plainly."
     from genre_nb.preprocessing import reference_recipe
 
@@ -755,7 +810,9 @@ def case_reference_recipe(size: int) -> Work:
     return work
 
 
-def case_spacy(size: int) -> Work:
+def case_spacy(
+    size: int,  # descriptions
+) -> Work:
     "spaCy's blank pipeline."
     spacy = importlib.import_module("spacy")
     descriptions, pipeline = benchmark_descriptions(size), spacy.blank("en")
@@ -776,7 +833,7 @@ STEPS["preprocess"] = Step("rows", (5_000, 51_945), (200,), "reference recipe", 
 
 # %% ../nbs/13_benchmark.ipynb #03dad9be
 def run_program(
-    command: Sequence[str],
+    command: Sequence[str],  # program and arguments
 ) -> str:  # what it wrote; RuntimeError with its last words if it fails
     "Run a program to its end."
     done = subprocess.run(command, capture_output=True, text=True)
@@ -793,14 +850,17 @@ sys.exit(done.returncode)"""
 
 
 def program_megabytes(
-    command: Sequence[str],
+    command: Sequence[str],  # program and arguments
 ) -> float:  # RuntimeError if it fails
     "The peak memory of a program, without that of the caller, which the system adds to whatever the caller starts itself."
     scale = 1 if platform.system() == "Darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return int(run_program([sys.executable, "-c", _WATCH, *command])) * scale / 1e6
 
 # %% ../nbs/13_benchmark.ipynb #6d4e4ee6
-def predict_at_once(source: str, target: str) -> None:
+def predict_at_once(
+    source: str,  # path of a CSV file with a column `description`
+    target: str,  # path of the file to write
+) -> None:
     "A file with pandas, all rows together."
     from pandas import read_csv
 
@@ -810,7 +870,10 @@ def predict_at_once(source: str, target: str) -> None:
     table.assign(predicted_genre=load_classifier().predict(table["description"])).to_csv(target, index=False)
 
 
-def case_file(command: Callable[[str, str], list[str]], size: int) -> Work:
+def case_file(
+    command: Callable[[str, str], list[str]],  # (file to read, file to write) -> what to run
+    size: int,  # rows in the file
+) -> Work:
     "A program that reads a CSV file and writes another."
     folder = TemporaryDirectory()
     source, target = f"{folder.name}/rows.csv", f"{folder.name}/predicted.csv"
@@ -827,13 +890,19 @@ def case_file(command: Callable[[str, str], list[str]], size: int) -> Work:
 
     return work
 
-
-def with_our_program(source: str, target: str) -> list[str]:
+# %% ../nbs/13_benchmark.ipynb #7f16e0b3
+def with_our_program(
+    source: str,  # path of a CSV file with a column `description`
+    target: str,  # path of the file to write
+) -> list[str]:
     "The command for a file."
     return own_program("predict", source, "--output", target)
 
 
-def with_pandas(source: str, target: str) -> list[str]:
+def with_pandas(
+    source: str,  # path of a CSV file with a column `description`
+    target: str,  # path of the file to write
+) -> list[str]:
     "The peer's command for a file."
     return [sys.executable, "-c", f"from genre_nb.benchmark import predict_at_once; predict_at_once({source!r}, {target!r})"]
 
@@ -844,7 +913,10 @@ STEPS["bulk"] = Step("rows", (100_000, 1_000_000), (300,), "pandas, all rows at 
 })
 
 # %% ../nbs/13_benchmark.ipynb #41062d32
-def case_program(command: Sequence[str], size: int) -> Work:
+def case_program(
+    command: Sequence[str],  # program and arguments
+    size: int,  # not used: it is always one process
+) -> Work:
     "A program from start to end."
     def work() -> Callable[[], dict[str, Any]]:
         run_program(command)
@@ -853,12 +925,15 @@ def case_program(command: Sequence[str], size: int) -> Work:
     return work
 
 
-def case_first_answer(command: Callable[[int], list[str]], size: int) -> Work:
+def case_first_answer(
+    command: Callable[[int], list[str]],  # port -> what to run, as `own_server`
+    size: int,  # not used: it is always one process
+) -> Work:
     "A server from its start to its first answer."
     def work() -> Callable[[], dict[str, Any]]:
         process, port = start_server(command)
         asyncio.run(ask(port, STORY))
-        megabytes = _megabytes_of(process)
+        megabytes = peak_megabytes(process.pid)
         process.kill()
         process.wait()
         return lambda: {"megabytes": megabytes}
@@ -866,7 +941,9 @@ def case_first_answer(command: Callable[[int], list[str]], size: int) -> Work:
     return work
 
 
-def case_first_pipeline(size: int) -> Work:
+def case_first_pipeline(
+    size: int,  # not used: it is always one process
+) -> Work:
     "A pipeline of transformers from a folder, to its first answer."
     folder = TemporaryDirectory()
     write_peer(folder.name)
@@ -879,7 +956,7 @@ def case_first_pipeline(size: int) -> Work:
 
     return start
 
-
+# %% ../nbs/13_benchmark.ipynb #3d7a61c5
 STORY = "A lone gunslinger rides into a dusty frontier town to face the corrupt sheriff who killed his brother."
 _FIRST = "from genre_nb.inference import load_classifier; from genre_nb.benchmark import STORY; load_classifier({!r}).classify(STORY)"
 
@@ -919,12 +996,14 @@ def needed_distributions(
     return found
 
 
-def installed_megabytes(name: str) -> float:
+def installed_megabytes(
+    name: str,  # of the distribution; PackageNotFoundError if it is not installed
+) -> float:
     "The size of a distribution's files."
     files = (file.locate() for file in distribution(name).files or [])
     return sum(Path(file).stat().st_size for file in files if Path(file).is_file()) / 1e6
 
-
+# %% ../nbs/13_benchmark.ipynb #e05b27d8
 def install_sizes(
     extras: Sequence[str] = ("", "data", "serve", "train", "notebooks", "bench", "dev"),  # "": no extra
 ) -> dict[str, dict[str, Any]]:  # extra -> "packages", "megabytes"
@@ -938,7 +1017,9 @@ def install_sizes(
     return sizes
 
 
-def resource_files(kind: str) -> list[Path]:
+def resource_files(
+    kind: str,  # "models", "metrics" or "sample"
+) -> list[Path]:  # those of subfolders, too
     "The files that the package brings along."
     from genre_nb.core import resource_directory
 
@@ -948,7 +1029,9 @@ def resource_files(kind: str) -> list[Path]:
 FEW_WORDS = 4
 
 
-def case_growing_fit(size: int) -> Work:
+def case_growing_fit(
+    size: int,  # rows
+) -> Work:
     "Our linear model; rows beyond the data are shuffled copies."
     from genre_nb.preprocessing import forget_words
     from genre_nb.tfidf import linear_svm
@@ -968,7 +1051,11 @@ def case_growing_fit(size: int) -> Work:
     return work
 
 
-def case_growing_prediction(name: str, words: int | None, size: int) -> Work:
+def case_growing_prediction(
+    name: str,  # a member of `available_models()`
+    words: int | None,  # of each description, from its beginning; None: all
+    size: int,  # descriptions
+) -> Work:
     "A saved model."
     from genre_nb.inference import load_classifier
 
@@ -991,12 +1078,14 @@ STEPS["scale"] = Step("rows", (1_000, 5_000, 20_000, 51_945, 200_000), (100, 200
 
 # %% ../nbs/13_benchmark.ipynb #b1854a4b
 def growth(
-    sizes: Sequence[int],
-    seconds: Sequence[float],
+    sizes: Sequence[int],  # rows
+    seconds: Sequence[float],  # that each size took
     smallest: int = 5_000,  # sizes below say more about start-up than about growth
-) -> float:  # 1: twice the rows take twice the time
+) -> float:  # 1: twice the rows take twice the time; a ValueError without two such sizes
     "The exponent with which time grows."
     pairs = [(math.log(size), math.log(time)) for size, time in zip(sizes, seconds) if size >= smallest]
+    if len(pairs) < 2:
+        raise ValueError(f"growth needs two sizes from {smallest:,} on, not {list(sizes)}")
     return linear_regression(*zip(*pairs)).slope
 
 # %% ../nbs/13_benchmark.ipynb #d7dea3b8
@@ -1012,7 +1101,23 @@ def operations_a_token(
     return sum(2 * size["K"] * size["N"] for size in sizes)
 
 
-def case_way(way: str, size: int) -> Work:
+def rounded_by_column(
+    folder: Path | str,  # of a network saved in eight bits
+) -> bytes:  # an ONNX file
+    "The same network in eight bits as most are: a scale for each column of a matrix, and one for all that it multiplies."
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with TemporaryDirectory() as place:
+        target = Path(place) / "model.onnx"
+        quantize_dynamic(exact_model(folder), target, op_types_to_quantize=["MatMul"], per_channel=True,
+                         weight_type=QuantType.QUInt8, extra_options={"MatMulConstBOnly": True})
+        return target.read_bytes()
+
+# %% ../nbs/13_benchmark.ipynb #b07c46d1
+def case_way(
+    way: str,  # "each alone", "one by one", "spinning" or "padded"; another one is a KeyError
+    size: int,  # descriptions
+) -> Work:
     "Small BERT, computed in one of several ways: a key of the functions below."
     import numpy as np
     from onnxruntime import InferenceSession
@@ -1041,9 +1146,31 @@ def case_way(way: str, size: int) -> Work:
     run_window(model, rows[0], session=spinning)
     return rated(ways[way], operations, "billion_operations_a_second")
 
+# %% ../nbs/13_benchmark.ipynb #e8a90b37
+def case_form(
+    form: str,  # "by column": as by `rounded_by_column`; anything else: 32 bits
+    size: int,  # descriptions
+) -> Work:
+    "Small BERT, stored in another form, each description alone on a thread."
+    from genre_nb.onnx_model import scores_of_ids, token_ids, windows_of
+
+    folder = _small_bert()
+    exact = stored_as(exact_model(folder).SerializeToString())
+    model = stored_as(rounded_by_column(folder)) if form == "by column" else exact
+    rows = [windows_of(ids, windows=1)[0] for ids in token_ids(model.tokenizer, benchmark_descriptions(size, tested=True))]
+    labels, scores = scores_of_ids(exact, rows).argmax(axis=1), []
+    operations = operations_a_token(folder) * sum(map(len, rows))
+    timed = rated(lambda: scores.append(scores_of_ids(model, rows)), operations, "billion_operations_a_second")
+
+    def work() -> Callable[[], dict[str, Any]]:
+        speed = timed()
+        return lambda: speed() | {"same_label": float((scores[-1].argmax(axis=1) == labels).mean())}
+
+    return work
+
 # %% ../nbs/13_benchmark.ipynb #9a621474
 def rated(
-    compute: Callable[[], Any],
+    compute: Callable[[], Any],  # what it returns is dropped
     amount: float,  # of what it does
     name: str,  # of the fact: billions of it in a second
 ) -> Work:
@@ -1057,7 +1184,10 @@ def rated(
     return work
 
 # %% ../nbs/13_benchmark.ipynb #623014e5
-def case_matrices(bits: int, size: int) -> Work:
+def case_matrices(
+    bits: int,  # 8; anything else: 32
+    size: int,  # products in a turn
+) -> Work:
     "Nothing but products of matrices, of numbers of 8 or 32 bits."
     import numpy as np
     from onnx import TensorProto, helper
@@ -1076,7 +1206,9 @@ def case_matrices(bits: int, size: int) -> Work:
     return rated(lambda: [session.run(None, values) for _ in range(size)], 2 * width ** 3 * size, "billion_operations_a_second")
 
 
-def case_memory(size: int) -> Work:
+def case_memory(
+    size: int,  # sums in a turn
+) -> Work:
     "Adding up 256 megabytes, again and again."
     import numpy as np
 
@@ -1089,6 +1221,8 @@ STEPS["limits"] = Step("descriptions", (256,), (8,), "small_bert, each alone on 
     "small_bert, one by one on all threads": Case(partial(case_way, "one by one"), "onnx"),
     "small_bert, one by one on threads that spin": Case(partial(case_way, "spinning"), "onnx"),
     "small_bert, padded batches of like length": Case(partial(case_way, "padded"), "onnx"),
+    "small_bert, rounded by column, each alone": Case(partial(case_form, "by column"), "onnx"),
+    "small_bert, in 32 bits, each alone": Case(partial(case_form, "in 32 bits"), "onnx"),
     "products of matrices of 8 bits": Case(partial(case_matrices, 8), "onnx"),
     "products of matrices of 32 bits": Case(partial(case_matrices, 32), "onnx"),
     "reading memory": Case(case_memory, sizes=(8,)),
@@ -1099,7 +1233,7 @@ BATCH_ROWS, BATCH_LENGTH = 32, 256  # rows in a batch in the mean, tokens of a r
 
 
 def training_windows(
-    size: int,
+    size: int,  # rows; where the data have fewer, some are drawn more than once
 ) -> tuple[list[list[int]], Any]:  # token ids of each row, and the column of its genre
     "Reference rows as a small BERT reads them."
     import numpy as np
@@ -1114,7 +1248,10 @@ def training_windows(
     return [windows_of(ids, BATCH_LENGTH, 1)[0] for ids in tokens], np.unique(rows["genre"], return_inverse=True)[1]
 
 # %% ../nbs/13_benchmark.ipynb #c7c91c09
-def case_own_training(precision: str, size: int) -> Work:
+def case_own_training(
+    precision: str,  # "no", or "bf16": half precision where `mixed_precision` finds it
+    size: int,  # rows
+) -> Work:
     "Our loop; `precision` is \"bf16\" or \"no\", which is 32 bits."
     import numpy as np
 
@@ -1138,12 +1275,18 @@ def case_own_training(precision: str, size: int) -> Work:
     return work
 
 # %% ../nbs/13_benchmark.ipynb #76b85a45
-def case_trainer(half: bool, size: int) -> Work:
+def case_trainer(
+    half: bool,  # bf16, a RuntimeError on a processor that lacks it; False: 32 bits
+    size: int,  # rows
+) -> Work:
     "The Trainer of transformers."
     from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
     from genre_nb.neural import default_backbone
+    from genre_nb.small_bert import mixed_precision
 
+    if half and mixed_precision() == "no":
+        raise RuntimeError("this processor has no half precision (bf16); doing without takes it many times as long")
     windows, genres = training_windows(size)
     rows = [{"input_ids": ids + [0] * (BATCH_LENGTH - len(ids)), "attention_mask": [1] * len(ids) + [0] * (BATCH_LENGTH - len(ids)),
              "labels": int(genre)} for ids, genre in zip(windows, genres)]
@@ -1169,12 +1312,6 @@ STEPS["train_small_bert"] = Step("rows", (768,), (8,), "transformers.Trainer, 32
 })
 
 # %% ../nbs/13_benchmark.ipynb #70f74fd5
-def machine() -> dict[str, Any]:
-    "What the figures depend on."
-    return {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system(),
-            "python": platform.python_version(), "genre_nb": version("genre_nb")}
-
-
 def same_labels(
     measured: Sequence[Measurement],  # of one step
     peer: str,  # the case that others are compared with
@@ -1214,7 +1351,7 @@ def run_step(
 
 # %% ../nbs/13_benchmark.ipynb #8c699555
 def run_benchmarks(
-    steps: Sequence[str] = (),  # keys of `STEPS`; none: all
+    steps: Sequence[str] = (),  # keys of `STEPS`, another one is a ValueError; none: all
     quick: bool = False,  # tiny sizes, nothing is written
     directory: Path | None = None,  # None: `metrics_directory()`
     report: Callable[[str], None] = lambda line: None,  # told of each case
@@ -1225,15 +1362,20 @@ def run_benchmarks(
     from genre_nb.data import load_data
 
     results = {} if quick else read_benchmarks(directory)
-    results |= {"data": load_data().describe(), "machine": machine(), "install": install_sizes()}
+    machine = hardware() | {"python": platform.python_version(), "genre_nb": version("genre_nb")}
+    origin = {"machine": machine, "data": load_data().describe()}  # of each step: others may have been measured elsewhere
+    results["install"] = install_sizes()
     for name in steps or STEPS:
-        results["steps"] = results.get("steps", {}) | {name: run_step(name, quick, report)}
+        results["steps"] = results.get("steps", {}) | {name: run_step(name, quick, report) | origin}
         if not quick:
             write_benchmarks(results, directory or metrics_directory())
     return "\n\n".join([targets_table(results), *(step_table(results, name) for name in steps or STEPS)])
 
 
-def write_benchmarks(results: dict[str, Any], directory: Path) -> None:
+def write_benchmarks(
+    results: dict[str, Any],  # as `read_benchmarks` returns them
+    directory: Path,  # made if need be; the figure needs matplotlib
+) -> None:
     "Keep the results, and the figure made from them."
     with atomic_path(directory / "benchmark.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -1252,10 +1394,10 @@ def read_benchmarks(
 # %% ../nbs/13_benchmark.ipynb #160ef4b4
 def measured(
     results: Mapping[str, Any],  # as read from benchmark.json
-    step: str,
-    case: str,
+    step: str,  # one that was measured
+    case: str,  # a case of that step
     size: int | None = None,  # None: the largest
-    processors: int = 2,
+    processors: int = 2,  # that it was given
 ) -> dict[str, Any]:  # a measurement; KeyError if there is none
     "Find one measurement."
     found = [one for one in results["steps"][step]["measured"] if one["case"] == case and one["processors"] == processors
@@ -1266,18 +1408,20 @@ def measured(
 
 
 def times_faster(
-    step: str,
-    case: str,
-    peer: str,
+    step: str,  # a key of `STEPS`
+    case: str,  # a case of that step
+    peer: str,  # the case of the same step that it is compared with
     size: int | None = None,  # None: the largest
-    processors: int = 2,
+    processors: int = 2,  # that both were given
 ) -> Callable[[Mapping[str, Any]], float]:  # results -> ratio of items a second
     "How to read from the results how many times faster a case is than a peer."
     return lambda results: (measured(results, step, case, size, processors)["per_second"]
                             / measured(results, step, peer, size, processors)["per_second"])
 
 
-def steepest_growth(results: Mapping[str, Any]) -> float:
+def steepest_growth(
+    results: Mapping[str, Any],  # as read from benchmark.json, with the step "scale"
+) -> float:  # 1: twice the rows take twice the time
     "The largest exponent of all steps."
     found = results["steps"]["scale"]["measured"]
     by_case = {one["case"]: [other for other in found if other["case"] == one["case"]] for one in found}
@@ -1409,7 +1553,7 @@ def benchmark_plot(
         axes.annotate(f" {value:.1f}×", (value, place), va="center")
     axes.set_yticks(places, [target.claim for target, *_ in found])
     axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set(xlim=(0, 1.1 * max([target.aim for target, *_ in found] + [value for _, value, _ in found])),
+    axes.set(xlim=(0, 1.1 * max([1.0] + [target.aim for target, *_ in found] + [value for _, value, _ in found])),
              xlabel="times faster than the peer (blue: aim reached)",
              title="How much faster than what one would otherwise use?")
     axes.legend(loc="lower right")

@@ -7,9 +7,8 @@ __all__ = ['OUTPUT_FORMATS', 'description_column', 'added_fields', 'harmless_cel
            'usable_records', 'predict_records', 'run_predict_job', 'open_input', 'output_format_of', 'open_output',
            'progress', 'run_predict', 'say', 'run_explain', 'run_download', 'run_doctor', 'run_preprocess',
            'report_rejected', 'run_train', 'run_evaluate', 'run_serve', 'run_benchmark', 'build_parser', 'add_command',
-           'add_data_commands', 'balance_strategy', 'positive_number', 'genre_count', 'worker_count',
-           'add_model_commands', 'add_predict', 'add_explain', 'add_serve', 'add_benchmark', 'main', 'write_utf8',
-           'describe_error']
+           'add_data_commands', 'balance_strategy', 'positive_number', 'number_up_to', 'add_model_commands',
+           'add_predict', 'add_explain', 'add_serve', 'add_benchmark', 'main', 'write_utf8', 'describe_error']
 
 # %% ../nbs/14_command_line.ipynb #8cd959eb
 import argparse
@@ -53,8 +52,8 @@ def description_column(
 # %% ../nbs/14_command_line.ipynb #e3796e6c
 def added_fields(
     prediction: "Prediction",
-    top_k: int,
-    explain: bool,
+    top_k: int,  # genres to list
+    explain: bool,  # also list the words that matter most, at most ten
     flat: bool,  # True: only text and numbers (CSV); False: lists and objects (JSON)
 ) -> dict[str, Any]:
     "What `predict` adds to a record."
@@ -77,16 +76,16 @@ OUTPUT_FORMATS = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "native": "csv",
 
 def harmless_cell(
     value: Any,  # of a table
-) -> Any:  # the value, or a text that no spreadsheet takes for a formula
+) -> Any:  # the value, or a text in which no spreadsheet finds a formula
     "Put an apostrophe before what a spreadsheet would run; numbers stay numbers."
-    starts = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-    if not isinstance(value, str) or not (value.startswith(starts) or value.lstrip().startswith(starts)):
+    if not isinstance(value, str) or re.fullmatch(r"\s*[+-]?\d+([.,]\d+)?\s*", value):
         return value
-    return value if re.fullmatch(r"\s*[+-]?\d+([.,]\d+)?\s*", value) else "'" + value
+    value = re.sub(r";(?=\s*[=+\-@＝＋－＠])", ";'", value)  # in many countries, cells are separated by semicolons
+    return "'" + value if re.match(r"[\s\u200b-\u200d\u2060\ufeff]*[=+\-@＝＋－＠]|[\t\r\n]", value) else value
 
 
 def record_writer(
-    stream: TextIO,
+    stream: TextIO,  # stays open
     format: str,  # "csv", "tsv" or "jsonl"
     spreadsheet: bool = False,  # is a table made to be opened in a spreadsheet? Then formulas in its cells become text
 ) -> Callable[[dict[str, Any]], None]:
@@ -133,8 +132,8 @@ class PredictJob:
 
 # %% ../nbs/14_command_line.ipynb #dc365d14
 def usable_records(
-    records: "Iterable[Record | RejectedRow]",
-    job: PredictJob,
+    records: "Iterable[Record | RejectedRow]",  # as `data.open_records` reads them
+    job: PredictJob,  # says which column, and what the input is called
     format: str,  # of the input
     rejected: "list[RejectedRow]",  # grows while reading
 ) -> "Iterator[tuple[Record, str]]":  # (record, description)
@@ -163,10 +162,10 @@ def usable_records(
 # %% ../nbs/14_command_line.ipynb #3ea5f136
 def predict_records(
     classifier: "Classifier",
-    pairs: "Iterable[tuple[Record, str]]",
-    job: PredictJob,
-    flat: bool,
-    batch_size: int = 256,
+    pairs: "Iterable[tuple[Record, str]]",  # (record, description), from `usable_records`
+    job: PredictJob,  # says what is added
+    flat: bool,  # True: only text and numbers (CSV); False: lists and objects (JSON)
+    batch_size: int = 256,  # records in memory at a time
 ) -> Iterator[tuple[int, dict[str, Any]]]:  # line number; the record's own fields, then the added ones
     "Predict records batch by batch, so that any number fits in memory."
     pairs = iter(pairs)
@@ -177,7 +176,7 @@ def predict_records(
 
 
 def run_predict_job(
-    job: PredictJob,
+    job: PredictJob,  # its output file appears only when all of the input was read
 ) -> tuple[int, "list[RejectedRow]"]:  # rows predicted, rows rejected
     "Read, predict, write."
     from genre_nb.data import RejectedRow, open_records
@@ -201,21 +200,30 @@ def run_predict_job(
     return done, rejected
 
 # %% ../nbs/14_command_line.ipynb #5ac148c2
-def open_input(path: str) -> Any:
-    "A byte stream of a file, decompressed if its name ends in .gz."
+def open_input(
+    path: str,  # a file; a missing one is an OSError that names it
+) -> Any:  # a byte stream; damage in a compressed file shows while it is read
+    "Open a file, decompressed if its name ends in .gz."
     import gzip
 
     return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
 
 
-def output_format_of(output: str | None, input_format: str) -> str:
+def output_format_of(
+    output: str | None,  # file name; a compressed one is a ValueError; None: standard output
+    input_format: str,  # a key of `OUTPUT_FORMATS`
+) -> str:  # "csv", "tsv" or "jsonl"
     "The output's format: from its file name, else from the input's format."
     ending = Path(output).suffix.lower().lstrip(".") if output else ""
+    if ending == "gz":
+        raise ValueError(f"{output}: compressed output is not written; leave out .gz, or pipe into gzip")
     return {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl"}.get(ending, OUTPUT_FORMATS[input_format])
 
 
 @contextmanager
-def open_output(path: str | None) -> Iterator[TextIO]:
+def open_output(
+    path: str | None,  # None: standard output
+) -> Iterator[TextIO]:
     "Standard output, or a file that appears only when everything was written."
     if path is None:
         yield sys.stdout
@@ -224,7 +232,10 @@ def open_output(path: str | None) -> Iterator[TextIO]:
         yield stream
 
 
-def progress(items: Iterable[Any], unit: str) -> Iterable[Any]:
+def progress(
+    items: Iterable[Any],  # their number need not be known
+    unit: str,  # what is counted, e.g. "rows"
+) -> Iterable[Any]:  # the same items
     "A progress bar on a terminal, nothing in a pipe."
     from tqdm import tqdm
 
@@ -237,6 +248,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
                      arguments.format, arguments.output)
     done, rejected = run_predict_job(job)
     if not rejected:
+        job.rejected_file.unlink(missing_ok=True)  # of an earlier run
         return 0
     with atomic_path(job.rejected_file) as temporary:
         temporary.write_text("".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rejected), encoding="utf-8")
@@ -244,7 +256,9 @@ def run_predict(arguments: argparse.Namespace) -> int:
     return 3
 
 
-def say(message: str) -> None:
+def say(
+    message: str,  # without the end of its line
+) -> None:
     "Tell the person at the terminal; standard output is for results."
     print(message, file=sys.stderr)
 
@@ -254,6 +268,8 @@ def run_explain(arguments: argparse.Namespace) -> int:
     from genre_nb.inference import load_classifier
 
     description = sys.stdin.read() if arguments.description == "-" else arguments.description
+    if not description.strip():
+        raise ValueError("the description is empty")
     classifier = load_classifier(arguments.model)
     prediction = classifier.classify(description)
     genre = arguments.genre or prediction.genre
@@ -303,10 +319,14 @@ def run_preprocess(arguments: argparse.Namespace) -> int:
     return report_rejected(dataset)
 
 
-def report_rejected(dataset: "Dataset") -> int:
+def report_rejected(
+    dataset: "Dataset",  # as loaded; its first twenty rejected rows are named
+) -> int:  # 3 if there are any, else 0
     "Name the rows of a data set that could not be used; the exit code."
     for row in dataset.rejected[:20]:
         say(str(row))
+    if len(dataset.rejected) > 20:
+        say(f"… and {len(dataset.rejected) - 20:,} more")
     return 3 if dataset.rejected else 0
 
 # %% ../nbs/14_command_line.ipynb #1923b81a
@@ -358,7 +378,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     "The program's arguments."
     parser = argparse.ArgumentParser("genre_nb", description="Predict the primary genre of movies from their descriptions.",
-                                     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 done with rejected rows (listed in a file that is named).")
+                                     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 done, but some rows could not be used (they are named), 130 stopped.")
     parser.add_argument("--version", action="version", version=f"genre_nb {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (add_data_commands, add_model_commands, add_predict, add_explain, add_serve, add_benchmark):
@@ -366,7 +386,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], **options: Any) -> argparse.ArgumentParser:
+def add_command(
+    commands: Any,  # of the main parser
+    name: str,  # as it is typed
+    run: Callable[[argparse.Namespace], int],  # the command; returns the exit code
+    **options: Any,  # for `add_parser`
+) -> argparse.ArgumentParser:  # of this command alone
     "A command whose help is the first line of its function."
     parser = commands.add_parser(name, help=run.__doc__, description=run.__doc__, **options)
     parser.set_defaults(run=run)
@@ -389,7 +414,9 @@ def add_data_commands(commands: Any) -> None:
     preprocess.add_argument("--drop-short", action="store_true", help="leave the genre 'short' out (the reference-compatible sets always do)")
 
 # %% ../nbs/14_command_line.ipynb #22716b58
-def balance_strategy(text: str) -> str:
+def balance_strategy(
+    text: str,  # as typed; an unknown strategy is a usage error
+) -> str:  # the same
     "An argument that names a strategy of `class_imbalance`."
     from genre_nb.class_imbalance import find_strategy
 
@@ -400,7 +427,9 @@ def balance_strategy(text: str) -> str:
     return text
 
 
-def positive_number(text: str) -> float:
+def positive_number(
+    text: str,  # as typed; what is no finite number above 0 is a usage error
+) -> float:
     "An argument above 0."
     try:
         number = float(text)
@@ -411,18 +440,16 @@ def positive_number(text: str) -> float:
     return number
 
 
-def genre_count(text: str) -> int:
-    "An argument from 1 to 27."
-    if not text.isdecimal() or not 1 <= int(text) <= len(GENRES):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {len(GENRES)}")
-    return int(text)
+def number_up_to(
+    largest: int,  # the last number that is allowed
+) -> Callable[[str], int]:  # for `type=`: anything but a whole number from 1 to `largest` is a usage error
+    "An argument from 1 to so many."
+    def number(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) <= largest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {largest:,}")
+        return int(text)
 
-
-def worker_count(text: str) -> int:
-    "An argument from 1 to 64."
-    if not text.isdecimal() or not 1 <= int(text) <= 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 64")
-    return int(text)
+    return number
 
 # %% ../nbs/14_command_line.ipynb #04e2bffd
 def add_model_commands(commands: Any) -> None:
@@ -449,7 +476,7 @@ def add_predict(commands: Any) -> None:
     predict = add_command(commands, "predict", run_predict)
     predict.add_argument("file", nargs="?", default="-", metavar="FILE", help="lines, native, CSV, TSV or JSON Lines, also .gz; - (default): standard input")
     predict.add_argument("--model", default="linear_svm", metavar="NAME", help="a saved model (default: linear_svm)")
-    predict.add_argument("--top-k", type=genre_count, default=3, metavar="N", help="how many genres to list (default: 3)")
+    predict.add_argument("--top-k", type=number_up_to(len(GENRES)), default=3, metavar="N", help="how many genres to list (default: 3)")
     predict.add_argument("--explain", action="store_true", help="also list the words that mattered most")
     predict.add_argument("--column", metavar="NAME", help="the column of the description (default: description, plot, overview, synopsis, summary or text)")
     predict.add_argument("--format", choices=("auto", "lines", "native", "csv", "tsv", "jsonl"), default="auto", help="of the input (default: auto)")
@@ -462,7 +489,7 @@ def add_explain(commands: Any) -> None:
     explain.add_argument("description", help="the description itself; - : standard input")
     explain.add_argument("--genre", choices=GENRES, metavar="GENRE", help="the genre to explain (default: the predicted one)")
     explain.add_argument("--model", default="linear_svm", metavar="NAME", help="a saved model (default: linear_svm)")
-    explain.add_argument("--top", type=int, default=15, metavar="N", help="how many words (default: 15)")
+    explain.add_argument("--top", type=number_up_to(1_000), default=15, metavar="N", help="how many words (default: 15)")
 
 
 def add_serve(commands: Any) -> None:
@@ -471,7 +498,7 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this computer only")
     serve.add_argument("--port", type=int, default=5000, help="default: 5000; 0 takes a free one")
     serve.add_argument("--no-demo", action="store_true", help="the API alone")
-    serve.add_argument("--workers", type=worker_count, default=1, metavar="N",
+    serve.add_argument("--workers", type=number_up_to(64), default=1, metavar="N",
                        help="processes that share the port; more than one only with --no-demo (default: 1)")
 
 
@@ -513,8 +540,10 @@ def write_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-def describe_error(error: Exception) -> str:
+def describe_error(
+    error: Exception,  # of a file: its name and what is wrong are told; without a message: its type is
+) -> str:
     "An error as one line."
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    named = isinstance(error, OSError) and error.filename is not None
+    message = f"{error.filename}: {error.strerror}" if named else str(error)
+    return " ".join(message.split()) or type(error).__name__

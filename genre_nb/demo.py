@@ -486,8 +486,8 @@ def client_endpoint(
             raise gradio.Error(advice, print_exception=False)
         try:
             return service.predict_queued([description], model)[0].to_dict()
-        except ApiError as error:
-            raise gradio.Error(error.detail, print_exception=False) from None
+        except (ApiError, TimeoutError) as error:
+            raise gradio.Error(str(error) or "no answer in time", print_exception=False) from None
 
     return classify
 
@@ -496,7 +496,7 @@ UPLOADS = (60, 900)  # seconds: how often the server looks for old uploads, and 
 
 
 def build_demo(
-    service: Service,
+    service: Service,  # whose models the page offers, and whose queue it uses
 ) -> Any:  # gradio.Blocks
     "The page, with its first example classified."
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -33,7 +33,7 @@ def safe(
 
 # %% ../nbs/14b_page.ipynb #4d3d47f4
 def verdict_html(
-    prediction: Prediction,
+    prediction: Prediction,  # if it is not sure, both leading genres are named
 ) -> str:
     "The answer in large type and in words."
     (first, probability), (second, next_probability) = (prediction.top(2) + [("", 0.0)])[:2]
@@ -68,7 +68,7 @@ SHOWN_BARS = 5
 def bar_html(
     genre: str,
     probability: float,  # in [0, 1]
-    chosen: bool,
+    chosen: bool,  # is it the genre whose words are shown?
 ) -> str:
     "One genre's probability, as a button that asks for its words."
     name = safe(genre)
@@ -81,7 +81,7 @@ def bar_html(
 
 
 def bars_html(
-    prediction: Prediction,
+    prediction: Prediction,  # its own genre is the chosen one
 ) -> str:
     "The most probable genres as bars, all others on demand."
     bars = [
@@ -98,7 +98,7 @@ def bars_html(
 
 # %% ../nbs/14b_page.ipynb #967196ea
 def warnings_html(
-    warnings: Sequence[PredictionWarning],
+    warnings: Sequence[PredictionWarning],  # their messages are shown, the codes are not
 ) -> str:
     "Reasons to trust the answer less, as a list; nothing if there are none."
     items = "".join(f"<li>{safe(warning.message)}</li>" for warning in warnings)
@@ -118,9 +118,9 @@ PLAIN_BELOW = 0.1  # share of the strongest contribution
 
 
 def highlighted_html(
-    description: str,
+    description: str,  # the text in which the words' positions count
     words: Sequence[WordContribution],  # in text order
-    genre: str,
+    genre: str,  # that the contributions are about
 ) -> str:
     "The description with the words that speak for and against a genre marked."
     strongest = max((abs(word.contribution) for word in words), default=0.0)
@@ -140,7 +140,7 @@ def highlighted_html(
 
 # %% ../nbs/14b_page.ipynb #097bbd11
 def strongest_html(
-    words: Sequence[WordContribution],
+    words: Sequence[WordContribution],  # repeated ones are added up, whatever their case
     count: int = 6,  # words on each side
 ) -> str:
     "The strongest words for and against, with their contributions."
@@ -165,10 +165,10 @@ def strongest_html(
 
 
 def words_html(
-    description: str,
-    words: Sequence[WordContribution],
-    genre: str,
-    model: str,
+    description: str,  # the text in which the words' positions count
+    words: Sequence[WordContribution],  # in text order
+    genre: str,  # that the contributions are about
+    model: str,  # its name; the page sends it back when another genre is chosen
 ) -> str:
     "The panel that explains one genre."
     name = safe(genre)
@@ -185,7 +185,7 @@ SECOND_OPINIONS = (DEFAULT_MODEL, "small_bert")  # two models that work differen
 
 def disagreement(
     service: Service,
-    description: str,
+    description: str,  # that it is about
     prediction: Prediction,  # the answer that is shown
 ) -> PredictionWarning | None:
     "A warning if another model names another genre, with what each of them says."
@@ -227,8 +227,8 @@ def earlier_answer(
 
 # %% ../nbs/14b_page.ipynb #294d3aa8
 def is_edit(
-    before: str,
-    after: str,
+    before: str,  # the earlier text
+    after: str,  # the new text; one that is the same is no edit
 ) -> bool:
     "Does a text keep at least half of the words of another, and change something?"
     first, second = Counter(before.lower().split()), Counter(after.lower().split())
@@ -236,8 +236,8 @@ def is_edit(
 
 
 def change_html(
-    earlier: EarlierAnswer | None,
-    description: str,
+    earlier: EarlierAnswer | None,  # what the page remembers; None: nothing
+    description: str,  # the new text
     prediction: Prediction,  # for `description`
     count: int = 3,  # genres to show
 ) -> str:
@@ -303,9 +303,9 @@ def shown(
 # %% ../nbs/14b_page.ipynb #f87e6369
 def explained_html(
     service: Service,
-    description: str,
-    model: str | None,
-    genre: str,
+    description: str,  # as typed, or as the page sends it back
+    model: str | None,  # None: the default one
+    genre: str,  # as the page sends it; one unknown to the model gives a notice
 ) -> str:
     "The words for and against a genre; whatever prevents that gives a notice."
     if refusal := refused_html(description):
@@ -414,7 +414,7 @@ def card_facts(
 
 
 def footer_html(
-    models: Models,
+    models: Models,  # the default one's card gives the facts
 ) -> str:
     "Facts from the default model's card, and links."
     links = {"/docs": "API documentation", "/models": "Model cards", "/genres": "Genres"}
@@ -448,8 +448,8 @@ def timed_prediction(
 
 
 def opinions(
-    service: Service,
-    description: str,
+    service: Service,  # its models are asked one after the other
+    description: str,  # one that `refused_html` has nothing against
 ) -> list[Opinion]:  # most accurate model first, as far as the cards tell
     "What every saved model says; one that can't answer does not stop the others."
     asked = []

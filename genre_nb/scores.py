@@ -20,7 +20,7 @@ PROTOCOL_NAMES = {"All 27 genres": "genres_27", "26, without short": "genres_26"
 
 def measured_models(
     protocol: str = "genres_27",  # a value of `PROTOCOL_NAMES`
-) -> list[str]:  # highest macro-F1 first; empty if nothing was measured
+) -> list[str]:  # in the order of `leaderboard`; empty if nothing was measured
     "The models that have scores."
     return leaderboard(protocol=protocol)["model"].tolist()
 
@@ -45,7 +45,7 @@ def score_cell(
 def number_cell(
     value: float | None,  # None or nan: not measured
     digits: int,  # after the point
-    unit: str,
+    unit: str,  # empty: a number without one
 ) -> str:
     "A number with its unit, for a table; an empty cell if there is none."
     known = value is not None and value == value
@@ -53,10 +53,10 @@ def number_cell(
 
 
 def leaderboard_html(
-    protocol: str,
+    protocol: str,  # a value of `PROTOCOL_NAMES`
     chosen: str,  # the model that the rest of the page is about
 ) -> str:
-    "All measured models, highest macro-F1 first."
+    "All measured models, in the order of `leaderboard`."
     rows = []
     for row in leaderboard(protocol=protocol, columns=("megabytes",)).to_dict("records"):
         current = ' aria-current="true"' if row["model"] == chosen else ""
@@ -70,8 +70,8 @@ def leaderboard_html(
 
 # %% ../nbs/14c_scores.ipynb #8cf9e75d
 def confusion_cell(
-    truth: str,
-    answer: str,
+    truth: str,  # the true genre, the row's
+    answer: str,  # the predicted genre, the column's
     count: int,  # rows
     support: int,  # rows of the true genre
 ) -> str:
@@ -182,8 +182,8 @@ def headline_html(
 
 
 def scores_html(
-    model: str | None,
-    protocol: str | None,  # a value of `PROTOCOL_NAMES`
+    model: str | None,  # as the page sends it, whatever that is
+    protocol: str | None,  # as the page sends it; one that was not scored gives a notice
 ) -> str:
     "What the demo shows about a model; a notice if it was not measured."
     model, protocol = str(model), str(protocol)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAXIMUM_DESCRIPTIONS', 'MAXIMUM_CHARACTERS', 'MAXIMUM_BODY', 'BODY_SECONDS', 'ANSWER_SECONDS', 'QUEUE_LIMIT',
            'EXAMPLE_DESCRIPTION', 'LOGGER', 'SHARED_METRICS', 'ApiError', 'quoted', 'usable_cards', 'Models',
-           'load_or_refuse', 'WorkQueue', 'answer_of', 'Metrics', 'Service']
+           'load_and_try', 'load_or_refuse', 'WorkQueue', 'answer_of', 'Metrics', 'Service']
 
 # %% ../nbs/14a_service.ipynb #0b5e4542
 from .core import available_processors, require
@@ -56,7 +56,7 @@ class ApiError(Exception):
         status: int,  # HTTP status, 400 to 599
         detail: str,  # what is wrong and what to send
         field: str | None = None,  # the part of the request that is wrong, e.g. "model"
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,  # of the answer
     ):
         super().__init__(detail)
         self.status, self.detail, self.field, self.headers = status, detail, field, dict(headers or {})
@@ -102,7 +102,8 @@ class Models:
             raise ValueError("there is no saved model to serve; train one with: genre_nb train")
         self.default = DEFAULT_MODEL if DEFAULT_MODEL in self.cards else next(iter(self.cards))
         self.lock = threading.RLock()
-        self.get()
+        if self.default not in self.loaded:  # not `get`: whoever starts a server is told why it can't start
+            self.loaded[self.default] = self.with_shared_members(load_and_try(self.default))
 
     def get(
         self,
@@ -119,20 +120,32 @@ class Models:
                     self.loaded[name] = self.with_shared_members(load_or_refuse(name))
         return self.loaded[name]
 
-    def with_shared_members(self, classifier: Classifier) -> Classifier:
+    def with_shared_members(
+        self,
+        classifier: Classifier,  # any; only an ensemble is changed
+    ) -> Classifier:  # the same object
         "An ensemble takes the members that are here instead of holding copies of its own."
         members = getattr(classifier.model, "members", {})
         for name in self.cards.keys() & members.keys():
             members[name] = self.get(name).model
         return classifier
 
+# %% ../nbs/14a_service.ipynb #37c9b6ae
+def load_and_try(
+    name: str,  # of a saved model
+) -> Classifier:
+    "Load a saved model; one that can't be loaded is a ValueError."
+    classifier = load_classifier(name)
+    classifier.classify(EXAMPLE_DESCRIPTION)  # what loads at the first prediction, loads now
+    return classifier
 
-def load_or_refuse(name: str) -> Classifier:
+
+def load_or_refuse(
+    name: str,  # of a saved model; one that can't be loaded raises ApiError 503 and is logged
+) -> Classifier:
     "Load a saved model; a damaged one is the server's fault, and only this model's requests fail."
     try:
-        classifier = load_classifier(name)
-        classifier.classify(EXAMPLE_DESCRIPTION)  # what loads at the first prediction, loads now
-        return classifier
+        return load_and_try(name)
     except Exception as error:
         LOGGER.error(json.dumps({"event": "model can't be loaded", "model": name, "reason": repr(error)[:300]}))
         raise ApiError(503, f"model {name!r} can't be loaded on this server; send another one", "model") from None
@@ -152,9 +165,9 @@ class WorkQueue:
 
     def submit(
         self,
-        function: Callable,
-        *arguments: Any,
-    ) -> Future:
+        function: Callable,  # to call on one of the threads
+        *arguments: Any,  # for it
+    ) -> Future:  # of its result
         "Start a call; raises ApiError 503 if the queue is full."
         with self.lock:
             if self.pending >= self.limit:
@@ -179,7 +192,7 @@ class WorkQueue:
 # %% ../nbs/14a_service.ipynb #1b44a43f
 async def answer_of(
     future: Future,  # from `WorkQueue.submit`
-    seconds: float = ANSWER_SECONDS,
+    seconds: float = ANSWER_SECONDS,  # to wait; then work that has not begun is cancelled
 ) -> Any:  # the function's result; its exception is raised
     "Wait for queued work; too long raises ApiError 503."
     try:
@@ -208,7 +221,7 @@ class Metrics:
 
     def count_predictions(
         self,
-        predictions: Sequence[Prediction],
+        predictions: Sequence[Prediction],  # each counts for its model and genre
     ) -> None:
         "Remember the genres of an answer."
         for prediction in predictions:
@@ -229,7 +242,7 @@ class Service:
     def __init__(
         self,
         classifiers: Mapping[str, Classifier] | None = None,  # None: the saved models at hand
-        queue_limit: int = QUEUE_LIMIT,
+        queue_limit: int = QUEUE_LIMIT,  # calls waiting or running; one more is refused
     ):
         self.models, self.metrics = Models(classifiers), Metrics()
         self.queue = WorkQueue(queue_limit, report=self.metrics.pending.set)
@@ -237,9 +250,9 @@ class Service:
 
     def predict(
         self,
-        descriptions: Sequence[str],
-        model: str | None = None,  # None: the default one
-        explain: bool = False,
+        descriptions: Sequence[str],  # the limits are not checked here
+        model: str | None = None,  # None: the default one; an unknown one raises ApiError 422
+        explain: bool = False,  # also what each word adds
     ) -> list[Prediction]:
         "Classify in this thread, and count."
         predictions = list(self.models.get(model).classify_many(descriptions, explain=explain))
@@ -250,5 +263,9 @@ class Service:
         self,
         *arguments: Any,  # as for `predict`
     ) -> list[Prediction]:
-        "Classify through the queue, from a thread that may wait."
-        return self.queue.submit(self.predict, *arguments).result(ANSWER_SECONDS)
+        "Classify through the queue, from a thread that may wait; TimeoutError after `ANSWER_SECONDS`."
+        future = self.queue.submit(self.predict, *arguments)
+        try:
+            return future.result(ANSWER_SECONDS)
+        finally:
+            future.cancel()  # nobody waits any more; what has not begun need not begin

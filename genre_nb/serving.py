@@ -120,7 +120,7 @@ class GenreProbability(BaseModel):
 class WarningAnswer(BaseModel):
     "A reason to trust a prediction less."
 
-    code: Annotated[str, Field(description="For programs, e.g. `too_short`, `not_english`.")]
+    code: Annotated[str, Field(description="For programs, e.g. `too_short`, `other_language`.")]
     message: Annotated[str, Field(description="For people.")]
 
 
@@ -271,17 +271,17 @@ def field_problem(
 
 # %% ../nbs/15_serving.ipynb #7ff977f8
 def problem_response(
-    status: int,
-    detail: str,
-    errors: Sequence[FieldProblem] = (),
-    headers: Mapping[str, str] | None = None,
+    status: int,  # HTTP status, 400 to 599
+    detail: str,  # the first problem, as a sentence that says what to send
+    errors: Sequence[FieldProblem] = (),  # every problem found; the first ten are sent
+    headers: Mapping[str, str] | None = None,  # besides those of every answer
 ) -> JSONResponse:
     "A refusal in the API's one shape."
     return JSONResponse(Problem(detail=detail, errors=list(errors[:10])).model_dump(), status, headers)
 
 # %% ../nbs/15_serving.ipynb #a4f4a8c5
 def add_error_handlers(
-    app: FastAPI,
+    app: FastAPI,  # answers FastAPI's own refusals so, too
 ) -> None:
     "Answer every refusal in the API's shape."
 
@@ -335,8 +335,8 @@ def header_of(
 
 # %% ../nbs/15_serving.ipynb #9131183e
 async def read_body(
-    scope: Mapping[str, Any],
-    receive: Callable,
+    scope: Mapping[str, Any],  # of an ASGI request
+    receive: Callable,  # ASGI's; a body that is too large is not read to its end
     limit: int = MAXIMUM_BODY,  # bytes
 ) -> bytes | None:  # None: the client has gone
     "The whole body of a request; a larger one raises ApiError 413 as soon as that is known."
@@ -362,10 +362,10 @@ class RequestGuard:
 
     def __init__(
         self,
-        app: Callable,
+        app: Callable,  # the next layer
         allowed_hosts: Sequence[str] | None = None,  # None: any
         body_limit: int = MAXIMUM_BODY,  # bytes
-        body_seconds: float = BODY_SECONDS,
+        body_seconds: float = BODY_SECONDS,  # for a body to arrive; a later one gets 408
     ):
         self.app, self.allowed_hosts = app, allowed_hosts
         self.body_limit, self.body_seconds = body_limit, body_seconds
@@ -390,7 +390,10 @@ class RequestGuard:
             return await problem_response(error.status, error.detail)(scope, receive, send)
         await self.app(scope, receive, send)
 
-    def check_host(self, scope: Mapping[str, Any]) -> None:
+    def check_host(
+        self,
+        scope: Mapping[str, Any],  # of an ASGI request; one without a Host header may pass
+    ) -> None:
         "Refuse a request for a host that this server does not serve."
         header = header_of(scope, "host")
         if self.allowed_hosts is not None and header and host_name(header) not in self.allowed_hosts:
@@ -401,7 +404,7 @@ class RequestGuard:
 
 # %% ../nbs/15_serving.ipynb #29c7b3dc
 def replay(
-    body: bytes,
+    body: bytes,  # all of it
     receive: Callable,  # the original one, for what comes after the body
 ) -> Callable:  # an ASGI `receive`
     "Give a body that was already read to the next layer."
@@ -426,8 +429,8 @@ SECURITY_HEADERS = {
 
 
 def request_id_of(
-    scope: Mapping[str, Any],
-) -> str:
+    scope: Mapping[str, Any],  # of an ASGI request
+) -> str:  # at most 64 letters, digits, dots, underscores and hyphens
     "The client's X-Request-ID if it is harmless, else a new one."
     given = header_of(scope, "x-request-id")
     return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid4().hex
@@ -438,10 +441,10 @@ class RequestRecord:
 
     def __init__(
         self,
-        app: Callable,
-        metrics: Metrics,
+        app: Callable,  # the next layer
+        metrics: Metrics,  # count the requests and their time
         routes: Sequence[str],  # paths counted by name; all others are "demo" or "other"
-        rest: str = "other",
+        rest: str = "other",  # which of the two
         stopping: Callable[[], bool] = lambda: False,  # is this the last answer of its connection?
     ):
         self.app, self.metrics, self.routes, self.rest, self.stopping = app, metrics, frozenset(routes), rest, stopping
@@ -486,8 +489,8 @@ class RequestRecord:
 
 # %% ../nbs/15_serving.ipynb #51c9feb6
 def log_failure(
-    error: Exception,
-    request_id: str,
+    error: Exception,  # its type and the last eight places are logged
+    request_id: str,  # that the client was told
 ) -> None:
     "Log where an unforeseen error happened, without its message."
     stack = [
@@ -537,8 +540,8 @@ REQUEST_EXAMPLES = {  # for Swagger UI, which offers them as a choice
 
 # %% ../nbs/15_serving.ipynb #0274df0a
 def add_prediction_routes(
-    app: FastAPI,
-    service: Service,
+    app: FastAPI,  # gets the routes
+    service: Service,  # answers them
 ) -> None:
     "`POST /predict`, and the route of the reference project."
 
@@ -566,8 +569,8 @@ class ProbabilitiesAnswer(BaseModel):
 
 
 def add_reference_route(
-    app: FastAPI,
-    service: Service,
+    app: FastAPI,  # gets the route
+    service: Service,  # answers it
 ) -> None:
     "`GET /small_bert/get_probabilities`, as the reference project had it."
     responses = {status: REFUSALS[status] for status in (422, 503)}
@@ -630,8 +633,8 @@ class HealthAnswer(BaseModel):
 
 # %% ../nbs/15_serving.ipynb #8f2dfcbb
 def add_information_routes(
-    app: FastAPI,
-    service: Service,
+    app: FastAPI,  # gets the routes
+    service: Service,  # what they tell about
 ) -> None:
     "`/genres`, `/models`, `/health` and `/metrics`."
 
@@ -705,7 +708,7 @@ curl -X POST http://127.0.0.1:5000/predict -H 'Content-Type: application/json' \
 
 # %% ../nbs/15_serving.ipynb #51506044
 def add_documentation_routes(
-    app: FastAPI,
+    app: FastAPI,  # gets the routes, and the files that the page needs
 ) -> None:
     "`/docs` and the icon, from files of installed packages."
     assets = StaticFiles(directory=str(files("fastapi_offline") / "static"))
@@ -742,7 +745,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "OPTIONS")
 
 
 def add_other_methods(
-    app: FastAPI,
+    app: FastAPI,  # with its routes; those added later are not covered
 ) -> None:
     "Answer `HEAD` where there is `GET`, and 405 to any other method of a path that exists."
     for route in [route for route in app.routes if hasattr(route, "endpoint")]:
@@ -756,7 +759,7 @@ def add_other_methods(
 
 
 def refuse_method(
-    allowed: Sequence[str],
+    allowed: Sequence[str],  # the methods that the path takes
 ) -> Callable:  # a handler
     "A handler that says which methods a path takes."
 
@@ -789,7 +792,11 @@ def names_other_files(
 class UploadsOnly:
     "ASGI middleware behind `RequestGuard`: a file that a visitor names must be an upload, and an upload not too large."
 
-    def __init__(self, app: Callable, folder: Path | str):
+    def __init__(
+        self,
+        app: Callable,  # the next layer
+        folder: Path | str,  # of the uploads
+    ):
         self.app, self.folder = app, Path(folder).resolve()
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
@@ -808,8 +815,8 @@ class UploadsOnly:
 
 # %% ../nbs/15_serving.ipynb #7e78ba27
 def mount_demo(
-    app: FastAPI,
-    service: Service,
+    app: FastAPI,  # with all other routes; what they do not answer, the demo does
+    service: Service,  # that the page asks
 ) -> None:
     "Put the demo at `/`, below all other routes."
     demo = build_demo(service)
@@ -840,8 +847,8 @@ def mount_demo(
 
 # %% ../nbs/15_serving.ipynb #80e8c12f
 def document_models(
-    app: FastAPI,
-    names: Sequence[str],
+    app: FastAPI,  # with all its routes: the document is written now
+    names: Sequence[str],  # of the models that can be asked
 ) -> None:
     "Name the models in the OpenAPI document."
     wanted = app.openapi()["components"]["schemas"]["PredictRequest"]["properties"]["model"]
@@ -915,10 +922,10 @@ def listen(
 
 # %% ../nbs/15_serving.ipynb #f325d4b5
 def listen_error(
-    error: OSError,
-    host: str,
+    error: OSError,  # from binding or listening
+    host: str,  # that was asked for
     port: int,
-) -> OSError:
+) -> OSError:  # to be raised
     "Why a port can't be had, and the way out."
     if error.errno == errno.EADDRINUSE:
         other = port + 1 if port < 65_535 else port - 1
@@ -1030,7 +1037,7 @@ STOP_SECONDS = 25  # for answers in flight when the server stops; Kubernetes kil
 
 
 def web_server(
-    app: FastAPI,
+    app: FastAPI,  # from `create_app`; when the server stops, its service is told
 ) -> _WebServer:
     "A web server for the app that leaves logging, headers and signals to us."
     return _WebServer(
@@ -1045,14 +1052,14 @@ def web_server(
             access_log=False,
             server_header=False,
             h11_max_incomplete_event_size=256 * 1024,  # a description in the URL of the reference's route
-            timeout_keep_alive=15,
+            timeout_keep_alive=int(HEAD_SECONDS),
             timeout_graceful_shutdown=STOP_SECONDS,
         )
     )
 
 
 def is_loopback(
-    host: str,
+    host: str,  # an address or a name; of names, only "localhost" counts
 ) -> bool:
     "Can only this computer reach that address?"
     try:
@@ -1094,7 +1101,7 @@ class Endpoint:
 
 
 def describe(
-    server: Endpoint,
+    server: Endpoint,  # started or not; the demo is named if it has one
 ) -> str:  # one line
     "Where the demo and the API are."
     places = [f"demo {server.url}", f"API {server.url}/docs"] if server.demo else [f"API {server.url}/docs"]
@@ -1108,14 +1115,14 @@ class Server(Endpoint):
         self,
         port: int = 5000,  # 0: any free one
         host: str = "127.0.0.1",  # reachable from this computer only
-        demo: bool = True,
+        demo: bool = True,  # also the page at `/`
         classifiers: Mapping[str, Classifier] | None = None,  # None: the saved models at hand
         listener: socket.socket | None = None,  # a port that is had already; None: take one
     ):
         super().__init__(listener or listen(host, port), host, demo)
         self.thread: threading.Thread | None = None
         try:
-            self.web_server = web_server(create_app(classifiers, demo, (*LOOPBACK_NAMES, host) if is_loopback(host) else None))
+            self.web_server = web_server(create_app(classifiers, demo, tuple(dict.fromkeys((*LOOPBACK_NAMES, host))) if is_loopback(host) else None))
         except BaseException:
             self.listener.close()
             raise
@@ -1213,7 +1220,7 @@ class Worker:
     def __init__(
         self,
         target: Callable,  # runs in the process; its last argument is where to say that it is ready
-        *arguments: Any,
+        *arguments: Any,  # the ones before that
     ):
         self.news, ready = PROCESSES.Pipe(duplex=False)
         self.process = PROCESSES.Process(target=target, args=(*arguments, ready), name="genre_nb worker", daemon=True)

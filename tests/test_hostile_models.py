@@ -110,6 +110,15 @@ class Bomb:
         return os.mkdir, (str(self.folder),)
 
 
+def test_a_server_says_in_one_line_why_its_default_model_can_not_be_loaded(own):
+    with open(own("linear_svm", checksums=True) / "model.skops", "ab") as stream:
+        stream.write(b"!")
+    run = subprocess.run([*PROGRAM, "serve", "--port", "0"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    [line] = [line for line in run.stderr.splitlines() if line]
+    assert line.startswith("genre_nb: the model in ") and "linear_svm can't be loaded" in line and "Train it again" in line
+
+
 @pytest.mark.parametrize("name, file", [(LINEAR, "model.skops"), (NETWORK, "model.onnx"), (NETWORK, "tokenizer.json")])
 def test_a_pickle_under_another_name_is_not_opened(own, tmp_path, name, file):
     path, proof = own(name) / file, tmp_path / "it ran"

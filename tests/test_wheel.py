@@ -393,7 +393,7 @@ print(json.dumps({{
 
 def test_explanations_and_warnings_need_no_extra_either(session):
     assert session["genre"] == "western" and session["word"] in PLOTS["western"]
-    assert session["warnings"] == ["not_english"]
+    assert session["warnings"] == ["other_language"]
 
 
 def test_every_model_predicts_and_explains_without_an_extra(session):
