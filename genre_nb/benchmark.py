@@ -18,8 +18,8 @@ __all__ = ['Work', 'STEPS', 'EXTRAS', 'NEEDS', 'REPEATS', 'PATIENCE', 'HEAD_WIDT
            'case_growing_fit', 'case_growing_prediction', 'growth', 'operations_a_token', 'rounded_by_column',
            'case_way', 'case_form', 'rated', 'case_matrices', 'case_memory', 'training_windows', 'case_own_training',
            'case_trainer', 'same_labels', 'run_step', 'run_benchmarks', 'write_benchmarks', 'read_benchmarks',
-           'measured', 'times_faster', 'steepest_growth', 'Target', 'reached', 'targets_table', 'step_table',
-           'growth_table', 'install_table', 'benchmark_plot']
+           'measured', 'times_faster', 'steepest_growth', 'Target', 'reached', 'targets_table', 'measured_on',
+           'step_table', 'growth_table', 'install_table', 'benchmark_plot']
 
 # %% ../nbs/13_benchmark.ipynb #32530276
 import asyncio
@@ -1492,6 +1492,15 @@ def targets_table(
         lines.append(f"| {target.claim} | {sign} {target.aim:g}{target.unit} | {value:,.{digits}f}{target.unit} "
                      f"| {'yes' if good else 'no'} |")
     return "\n".join(lines)
+
+
+def measured_on(
+    results: Mapping[str, Any],  # as read from benchmark.json
+) -> str:  # e.g. "2 processors (x86_64, AVX512_ICL) with 300 rows of …"
+    "The machines and the data of all steps, in words."
+    origins = [(step["machine"], step["data"]) for step in results["steps"].values()]
+    return "; ".join(dict.fromkeys(f"{machine['cores']} processors ({machine['processor']}, {machine['instructions']}) with {data}"
+                                   for machine, data in origins))
 
 
 def step_table(
