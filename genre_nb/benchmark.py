@@ -1173,7 +1173,7 @@ def rated(
     compute: Callable[[], Any],  # what it returns is dropped
     amount: float,  # of what it does
     name: str,  # of the fact: billions of it in a second
-) -> Work:
+) -> Callable[[], Callable[[], dict[str, Any]]]:  # `Work` that always finds out something
     "Something to compute, and how much it does in a second."
     def work() -> Callable[[], dict[str, Any]]:
         started = time.perf_counter()

@@ -544,6 +544,7 @@ def describe_error(
     error: Exception,  # of a file: its name and what is wrong are told; without a message: its type is
 ) -> str:
     "An error as one line."
-    named = isinstance(error, OSError) and error.filename is not None
-    message = f"{error.filename}: {error.strerror}" if named else str(error)
+    message = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
     return " ".join(message.split()) or type(error).__name__
