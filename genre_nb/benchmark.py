@@ -6,20 +6,20 @@
 __all__ = ['Work', 'STEPS', 'EXTRAS', 'NEEDS', 'REPEATS', 'PATIENCE', 'HEAD_WIDTH', 'SINGLES', 'REQUESTS', 'STORY', 'FEW_WORDS',
            'BATCH_ROWS', 'BATCH_LENGTH', 'TARGETS', 'endless_descriptions', 'benchmark_descriptions', 'Case', 'Step',
            'peers_directory', 'how_to_get', 'Measurement', 'peak_megabytes', 'middle', 'measure_here', 'bind',
-           'measure', 'exact_model', 'torch_weights', 'peer_class', 'write_peer', 'peer_pipeline', 'labelled_rows',
-           'fasttext_line', 'train_fasttext', 'fasttext_labels', 'predict_work', 'case_saved', 'stored_as',
-           'case_onnx_exact', 'case_pipeline', 'case_predict_fasttext', 'prediction_request', 'send', 'ask',
-           'ask_gradio', 'load', 'serve_flask', 'serve_flask_onnx', 'plain_onnx', 'serve_flask_torch', 'serve_gradio',
-           'serve_at_once', 'own_program', 'own_server', 'peer_server', 'free_port', 'start_server', 'case_serve',
-           'accuracy_on_test', 'case_linear_svm', 'case_sklearn', 'case_train_fasttext', 'case_preprocess',
-           'case_languages', 'case_reference_recipe', 'case_spacy', 'run_program', 'program_megabytes',
-           'predict_at_once', 'case_file', 'with_our_program', 'with_pandas', 'case_program', 'case_first_answer',
-           'case_first_pipeline', 'needed_distributions', 'installed_megabytes', 'install_sizes', 'resource_files',
-           'case_growing_fit', 'case_growing_prediction', 'growth', 'operations_a_token', 'rounded_by_column',
-           'case_way', 'case_form', 'rated', 'case_matrices', 'case_memory', 'training_windows', 'case_own_training',
-           'case_trainer', 'same_labels', 'run_step', 'run_benchmarks', 'write_benchmarks', 'read_benchmarks',
-           'measured', 'times_faster', 'steepest_growth', 'Target', 'reached', 'targets_table', 'measured_on',
-           'step_table', 'growth_table', 'install_table', 'benchmark_plot']
+           'measure', 'exact_model', 'exact_file', 'torch_weights', 'peer_class', 'write_peer', 'peer_pipeline',
+           'labelled_rows', 'fasttext_line', 'train_fasttext', 'fasttext_labels', 'predict_work', 'case_saved',
+           'stored_as', 'case_onnx_exact', 'case_pipeline', 'case_predict_fasttext', 'prediction_request', 'send',
+           'ask', 'ask_gradio', 'load', 'serve_flask', 'serve_flask_onnx', 'plain_onnx', 'serve_flask_torch',
+           'serve_gradio', 'serve_at_once', 'own_program', 'own_server', 'peer_server', 'free_port', 'start_server',
+           'case_serve', 'accuracy_on_test', 'case_linear_svm', 'case_sklearn', 'case_train_fasttext',
+           'case_preprocess', 'case_languages', 'case_reference_recipe', 'case_spacy', 'run_program',
+           'program_megabytes', 'predict_at_once', 'case_file', 'with_our_program', 'with_pandas', 'case_program',
+           'case_first_answer', 'case_first_pipeline', 'needed_distributions', 'installed_megabytes', 'install_sizes',
+           'resource_files', 'case_growing_fit', 'case_growing_prediction', 'growth', 'operations_a_token',
+           'first_windows', 'rounded_by_column', 'case_way', 'case_form', 'rated', 'case_matrices', 'case_memory',
+           'training_windows', 'case_own_training', 'case_trainer', 'same_labels', 'run_step', 'run_benchmarks',
+           'write_benchmarks', 'read_benchmarks', 'measured', 'times_faster', 'steepest_growth', 'Target', 'reached',
+           'targets_table', 'measured_on', 'step_table', 'growth_table', 'install_table', 'benchmark_plot']
 
 # %% ../nbs/13_benchmark.ipynb #32530276
 import asyncio
@@ -248,6 +248,13 @@ def exact_model(
     return model
 
 
+def exact_file(
+    folder: Path | str,  # of a network saved in eight bits
+) -> bytes:  # an ONNX file
+    "The same, as it would be stored."
+    return exact_model(folder).SerializeToString()
+
+
 def torch_weights(
     model: "ModelProto",  # from `exact_model`
 ) -> dict[str, Any]:  # parameter name -> array
@@ -428,7 +435,7 @@ def case_onnx_exact(
     size: int,  # as in `predict_work`
 ) -> Work:
     "Our way of computing, in 32 bits."
-    model = stored_as(exact_model(_small_bert()).SerializeToString())
+    model = stored_as(exact_file(_small_bert()))
     return predict_work(lambda texts: model.classes_[model.predict_proba(texts).argmax(axis=1)], size)
 
 # %% ../nbs/13_benchmark.ipynb #a94b3f06
@@ -1101,6 +1108,16 @@ def operations_a_token(
     return sum(2 * size["K"] * size["N"] for size in sizes)
 
 
+def first_windows(
+    model: "OnnxModel",  # whose tokenizer cuts them
+    count: int,  # of descriptions
+) -> list[list[int]]:  # token ids
+    "The beginnings of test descriptions, as a network reads them."
+    from genre_nb.onnx_model import token_ids, windows_of
+
+    return [windows_of(ids, windows=1)[0] for ids in token_ids(model.tokenizer, benchmark_descriptions(count, tested=True))]
+
+
 def rounded_by_column(
     folder: Path | str,  # of a network saved in eight bits
 ) -> bytes:  # an ONNX file
@@ -1122,11 +1139,11 @@ def case_way(
     import numpy as np
     from onnxruntime import InferenceSession
 
-    from genre_nb.onnx_model import OnnxModel, run_window, scores_of_ids, token_ids, windows_of
+    from genre_nb.onnx_model import OnnxModel, run_window, scores_of_ids
 
     folder = _small_bert()
     model = OnnxModel(folder)
-    rows = [windows_of(ids, windows=1)[0] for ids in token_ids(model.tokenizer, benchmark_descriptions(size, tested=True))]
+    rows = first_windows(model, size)
 
     def in_padded_batches(together: int = 16) -> None:
         ordered = sorted(rows, key=len)
@@ -1148,16 +1165,15 @@ def case_way(
 
 # %% ../nbs/13_benchmark.ipynb #e8a90b37
 def case_form(
-    form: str,  # "by column": as by `rounded_by_column`; anything else: 32 bits
+    stored: Callable[[Path], bytes],  # folder of the saved network -> the ONNX file of another form
     size: int,  # descriptions
 ) -> Work:
     "Small BERT, stored in another form, each description alone on a thread."
-    from genre_nb.onnx_model import scores_of_ids, token_ids, windows_of
+    from genre_nb.onnx_model import scores_of_ids
 
     folder = _small_bert()
-    exact = stored_as(exact_model(folder).SerializeToString())
-    model = stored_as(rounded_by_column(folder)) if form == "by column" else exact
-    rows = [windows_of(ids, windows=1)[0] for ids in token_ids(model.tokenizer, benchmark_descriptions(size, tested=True))]
+    exact, model = stored_as(exact_file(folder)), stored_as(stored(folder))
+    rows = first_windows(model, size)
     labels, scores = scores_of_ids(exact, rows).argmax(axis=1), []
     operations = operations_a_token(folder) * sum(map(len, rows))
     timed = rated(lambda: scores.append(scores_of_ids(model, rows)), operations, "billion_operations_a_second")
@@ -1221,8 +1237,8 @@ STEPS["limits"] = Step("descriptions", (256,), (8,), "small_bert, each alone on 
     "small_bert, one by one on all threads": Case(partial(case_way, "one by one"), "onnx"),
     "small_bert, one by one on threads that spin": Case(partial(case_way, "spinning"), "onnx"),
     "small_bert, padded batches of like length": Case(partial(case_way, "padded"), "onnx"),
-    "small_bert, rounded by column, each alone": Case(partial(case_form, "by column"), "onnx"),
-    "small_bert, in 32 bits, each alone": Case(partial(case_form, "in 32 bits"), "onnx"),
+    "small_bert, rounded by column, each alone": Case(partial(case_form, rounded_by_column), "onnx"),
+    "small_bert, in 32 bits, each alone": Case(partial(case_form, exact_file), "onnx"),
     "products of matrices of 8 bits": Case(partial(case_matrices, 8), "onnx"),
     "products of matrices of 32 bits": Case(partial(case_matrices, 32), "onnx"),
     "reading memory": Case(case_memory, sizes=(8,)),
@@ -1558,9 +1574,7 @@ def benchmark_plot(
     places = range(len(found))[::-1]
     axes.barh(places, [value for _, value, _ in found], color=["#0072B2" if good else "#E69F00" for *_, good in found], height=0.6)
     axes.plot([target.aim for target, *_ in found], places, "k|", markersize=16, markeredgewidth=2, label="aim")
-    for place, (_, value, _) in zip(places, found):
-        axes.annotate(f" {value:.1f}×", (value, place), va="center")
-    axes.set_yticks(places, [target.claim for target, *_ in found])
+    axes.set_yticks(places, [f"{target.claim}: {value:.2f}×" for target, value, _ in found])
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set(xlim=(0, 1.1 * max([1.0] + [target.aim for target, *_ in found] + [value for _, value, _ in found])),
              xlabel="times faster than the peer (blue: aim reached)",

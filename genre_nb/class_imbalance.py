@@ -349,6 +349,8 @@ def validate_repeatedly(
     from genre_nb.neural import kept_validation
 
     name = before.__name__ if before else ""
+    if name == "<lambda>":
+        raise ValueError("runs are kept under the name of what was done to the rows: define a function instead of a lambda")
     if before and before not in [strategy.before for strategy in STRATEGIES.values()]:  # one's own may change and keep its name
         name += f"-{hashlib.sha256(inspect.getsource(before).encode()).hexdigest()[:8]}"
     return [kept_validation(classifier, rows, folder, seed, resample, name) for seed, resample in splits]

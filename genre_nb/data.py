@@ -483,7 +483,7 @@ def find_extra(
         hidden = parts[0] in ("processed", "sample") or any(part.startswith(".") for part in parts)
         if not hidden and f"{name}.txt" not in ORIGINAL_FILES and _is_native(path):
             if name in found or name in ("train", "test", "solution"):
-                raise ValueError(f"{path}: there is another source named {name!r}; rename the file")
+                raise ValueError(f"{path}: there is another source named {name!r}; rename or remove one")
             found[name] = path
     return found
 

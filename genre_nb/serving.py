@@ -397,7 +397,7 @@ class RequestGuard:
         "Refuse a request for a host that this server does not serve."
         header = header_of(scope, "host")
         if self.allowed_hosts is not None and header and host_name(header) not in self.allowed_hosts:
-            names = ", ".join(self.allowed_hosts)
+            names = ", ".join(dict.fromkeys(self.allowed_hosts))
             raise ApiError(
                 421, f"this server answers only to {names}; to serve other names, start it with --host ADDRESS"
             )
@@ -1122,7 +1122,7 @@ class Server(Endpoint):
         super().__init__(listener or listen(host, port), host, demo)
         self.thread: threading.Thread | None = None
         try:
-            self.web_server = web_server(create_app(classifiers, demo, tuple(dict.fromkeys((*LOOPBACK_NAMES, host))) if is_loopback(host) else None))
+            self.web_server = web_server(create_app(classifiers, demo, (*LOOPBACK_NAMES, host) if is_loopback(host) else None))
         except BaseException:
             self.listener.close()
             raise

@@ -10,7 +10,6 @@ result is also written to a file, under the name of the model, beside what is in
 import argparse
 import asyncio
 import json
-import os
 import platform
 import random
 import re
@@ -233,6 +232,8 @@ def measured(wanted: argparse.Namespace) -> dict:
     "Start a server, measure it, stop it; the report."
     arguments = [*(["--no-demo"] if wanted.no_demo else []), *(["--workers", str(wanted.workers)] if wanted.workers > 1 else [])]
     process, port, ready_seconds = start(arguments)
+    from genre_nb.core import hardware
+
     try:
         report = asyncio.run(measure(wanted, process.pid, port))
         libraries = training_libraries_in(process.pid)
@@ -241,7 +242,7 @@ def measured(wanted: argparse.Namespace) -> dict:
     finally:
         process.kill()
         process.wait()
-    return {"model": wanted.model, "workers": wanted.workers, "demo": not wanted.no_demo, "cores": os.cpu_count(),
+    return {"model": wanted.model, "workers": wanted.workers, "demo": not wanted.no_demo, **hardware(),
             "python": platform.python_version(), "ready_seconds": round(ready_seconds, 2), **report,
             "training_libraries_loaded": libraries, "exit_code": code}
 

@@ -352,7 +352,7 @@ def test_a_file_can_be_stopped(open_page):
     classify_file(page, (PLOTS["documentary"] + " ") * 3 + "\n" + (PLOTS["horror"] * 3 + "\n") * 900, "long.txt")
     page.locator("#g-batch progress").wait_for()
     page.locator("#g-batch-stop").click()
-    page.get_by_text("Stopped. Nothing was kept.").wait_for(timeout=60_000)  # the portion at hand is finished first, which takes long on a slow processor
+    page.get_by_text("Stopped. Nothing was kept.").wait_for(timeout=60_000)  # the portion at hand is finished first
     page.wait_for_timeout(1500)
     assert page.get_by_text("Stopped. Nothing was kept.").is_visible() and page.locator("#g-batch progress").count() == 0
     open_tab(page, "Classify")
