@@ -16,10 +16,11 @@ __all__ = ['Work', 'STEPS', 'EXTRAS', 'NEEDS', 'REPEATS', 'PATIENCE', 'HEAD_WIDT
            'program_megabytes', 'predict_at_once', 'case_file', 'with_our_program', 'with_pandas', 'case_program',
            'case_first_answer', 'case_first_pipeline', 'needed_distributions', 'installed_megabytes', 'install_sizes',
            'resource_files', 'case_growing_fit', 'case_growing_prediction', 'growth', 'operations_a_token',
-           'first_windows', 'rounded_by_column', 'case_way', 'case_form', 'rated', 'case_matrices', 'case_memory',
-           'training_windows', 'case_own_training', 'case_trainer', 'same_labels', 'run_step', 'run_benchmarks',
-           'write_benchmarks', 'read_benchmarks', 'measured', 'times_faster', 'steepest_growth', 'Target', 'reached',
-           'targets_table', 'measured_on', 'step_table', 'growth_table', 'install_table', 'benchmark_plot']
+           'first_windows', 'rounded_by_column', 'rounded_in_blocks', 'as_saved', 'case_way', 'case_form', 'mean_gap',
+           'rated', 'case_matrices', 'case_memory', 'training_windows', 'case_own_training', 'case_trainer',
+           'same_labels', 'run_step', 'run_benchmarks', 'write_benchmarks', 'read_benchmarks', 'measured',
+           'times_faster', 'steepest_growth', 'Target', 'reached', 'targets_table', 'measured_on', 'step_table',
+           'growth_table', 'install_table', 'benchmark_plot']
 
 # %% ../nbs/13_benchmark.ipynb #32530276
 import asyncio
@@ -27,6 +28,7 @@ import atexit
 import csv
 import importlib
 import json
+import logging
 import math
 import os
 import platform
@@ -44,6 +46,7 @@ from pathlib import Path
 from statistics import linear_regression, median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
 from genre_nb.core import (
     SEED, atomic_path, available_processors, find_folder, hardware, metrics_directory, processed_directory, require,
@@ -231,20 +234,21 @@ def exact_model(
     import numpy as np
     import onnx
     from onnx import helper, numpy_helper
+    from onnxruntime.transformers.onnx_model import OnnxModel as Graph
 
     model = onnx.load(str(Path(folder) / "model.onnx"))
-    tables = {table.name: table for table in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "MatMulNBits":
-            source, integers, scales = node.input[:3]
-            inputs = next(attribute.i for attribute in node.attribute if attribute.name == "K")
-            blocks = numpy_helper.to_array(tables[integers]).astype(np.float32) - 128
-            blocks *= numpy_helper.to_array(tables[scales])[..., None]
-            matrix = np.ascontiguousarray(blocks.reshape(len(blocks), -1)[:, :inputs].T)
-            model.graph.initializer.remove(tables[integers])
-            model.graph.initializer.remove(tables[scales])
-            model.graph.initializer.append(numpy_helper.from_array(matrix, f"{node.output[0]}.matrix"))
-            node.CopyFrom(helper.make_node("MatMul", [source, f"{node.output[0]}.matrix"], list(node.output)))
+    tables = {table.name: numpy_helper.to_array(table) for table in model.graph.initializer}
+    nodes = {node.name: node for node in model.graph.node}
+    for node in [node for node in nodes.values() if node.op_type == "MatMulInteger"]:
+        source, table = (name.removesuffix("_quantized") for name in node.input[:2])
+        matrix = (tables[f"{table}_quantized"] - tables[f"{table}_zero_point"].astype(np.float32)) * tables[f"{table}_scale"]
+        if source.endswith(".smooth"):
+            source = source.removesuffix(".smooth")
+            matrix *= tables[f"{source}.factors"][:, None]
+        last = nodes[f"{node.name}_output_scale_mul"]
+        model.graph.initializer.append(numpy_helper.from_array(matrix, f"{last.output[0]}.matrix"))
+        last.CopyFrom(helper.make_node("MatMul", [source, f"{last.output[0]}.matrix"], list(last.output)))
+    Graph(model).prune_graph()
     return model
 
 
@@ -268,9 +272,9 @@ def torch_weights(
         weights[table] = arrays[name].astype("float32") * weights.pop(f"{table}.scales")
     added = {source: name for node in model.graph.node if node.op_type == "Add" for source in node.input for name in node.input}
     for name in [name for name in arrays if name.endswith(".matrix")]:
-        bias = added.get(name.removesuffix(".matrix"), "")
-        weights[bias.replace(".bias", ".weight") or "head.weight"] = arrays[name].T
-    return weights
+        weights[added[name.removesuffix(".matrix")].replace(".bias", ".weight")] = arrays[name].T
+    head = next(node for node in model.graph.node if node.output[0] == "token_scores")
+    return weights | {"head.weight": arrays[head.input[1]].T}
 
 # %% ../nbs/13_benchmark.ipynb #b290d0e4
 def _small_bert() -> Path:
@@ -334,8 +338,6 @@ def peer_pipeline(
     batch_size: int = 1,  # the pipeline's own default
 ) -> Callable[[Sequence[str]], list[str]]:  # descriptions -> genres; reads up to 512 tokens of each
     "The pipeline of transformers in 32 bits."
-    import logging
-
     from transformers import PreTrainedTokenizerFast, pipeline
     from transformers.utils.logging import disable_progress_bar, set_verbosity
 
@@ -1102,10 +1104,9 @@ def operations_a_token(
     "How much there is to compute for each token."
     import onnx
 
-    model = onnx.load(str(Path(folder) / "model.onnx"))
-    nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
-    sizes = [{attribute.name: attribute.i for attribute in node.attribute} for node in nodes]
-    return sum(2 * size["K"] * size["N"] for size in sizes)
+    graph = onnx.load(str(Path(folder) / "model.onnx")).graph
+    sizes = {table.name: math.prod(table.dims) for table in graph.initializer}
+    return sum(2 * sizes.get(node.input[1], 0) for node in graph.node if node.op_type in ("MatMul", "MatMulInteger"))
 
 
 def first_windows(
@@ -1124,11 +1125,29 @@ def rounded_by_column(
     "The same network in eight bits as most are: a scale for each column of a matrix, and one for all that it multiplies."
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with TemporaryDirectory() as place:
+    with TemporaryDirectory() as place, patch.object(logging.root, "handlers", [logging.NullHandler()]):
         target = Path(place) / "model.onnx"
-        quantize_dynamic(exact_model(folder), target, op_types_to_quantize=["MatMul"], per_channel=True,
-                         weight_type=QuantType.QUInt8, extra_options={"MatMulConstBOnly": True})
+        quantize_dynamic(exact_model(folder), target, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QUInt8)
         return target.read_bytes()
+
+
+def rounded_in_blocks(
+    folder: Path | str,  # of a network saved in eight bits
+) -> bytes:  # an ONNX file
+    "The same network in eight bits as large language models are: every 128 numbers have a scale."
+    with patch.object(logging.root, "handlers", [logging.NullHandler()]):  # it turns on logging for everybody
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        quantizer = MatMulNBitsQuantizer(exact_model(folder), bits=8, block_size=128, is_symmetric=True, accuracy_level=4)
+        quantizer.process()
+    return quantizer.model.model.SerializeToString()
+
+
+def as_saved(
+    folder: Path | str,  # of a network
+) -> bytes:  # an ONNX file
+    "The network as it is."
+    return (Path(folder) / "model.onnx").read_bytes()
 
 # %% ../nbs/13_benchmark.ipynb #b07c46d1
 def case_way(
@@ -1169,20 +1188,31 @@ def case_form(
     size: int,  # descriptions
 ) -> Work:
     "Small BERT, stored in another form, each description alone on a thread."
+    from scipy.special import softmax
+
     from genre_nb.onnx_model import scores_of_ids
 
     folder = _small_bert()
     exact, model = stored_as(exact_file(folder)), stored_as(stored(folder))
     rows = first_windows(model, size)
-    labels, scores = scores_of_ids(exact, rows).argmax(axis=1), []
+    truth, scores = scores_of_ids(exact, rows), []
     operations = operations_a_token(folder) * sum(map(len, rows))
     timed = rated(lambda: scores.append(scores_of_ids(model, rows)), operations, "billion_operations_a_second")
 
     def work() -> Callable[[], dict[str, Any]]:
         speed = timed()
-        return lambda: speed() | {"same_label": float((scores[-1].argmax(axis=1) == labels).mean())}
+        return lambda: speed() | {"same_label": float((scores[-1].argmax(axis=1) == truth.argmax(axis=1)).mean()),
+                                  "mean_gap": mean_gap(*(softmax(each / model.temperature_, axis=1) for each in (scores[-1], truth)))}
 
     return work
+
+
+def mean_gap(
+    probabilities: Any,  # array of shape (rows, genres)
+    others: Any,  # of the same rows
+) -> float:  # between 0 and 1
+    "How far the probability that moves most moves, in the mean over rows."
+    return float(abs(probabilities - others).max(axis=1).mean())
 
 # %% ../nbs/13_benchmark.ipynb #9a621474
 def rated(
@@ -1209,7 +1239,7 @@ def case_matrices(
     from onnx import TensorProto, helper
     from onnxruntime import InferenceSession
 
-    left, right = (TensorProto.UINT8, TensorProto.INT8) if bits == 8 else (TensorProto.FLOAT, TensorProto.FLOAT)
+    left, right = (TensorProto.UINT8, TensorProto.UINT8) if bits == 8 else (TensorProto.FLOAT, TensorProto.FLOAT)
     shapes, width = {"left": left, "right": right}, 1_024
     inputs = [helper.make_tensor_value_info(name, kind, [width, width]) for name, kind in shapes.items()]
     output = helper.make_tensor_value_info("product", TensorProto.INT32 if bits == 8 else TensorProto.FLOAT, [width, width])
@@ -1237,8 +1267,10 @@ STEPS["limits"] = Step("descriptions", (256,), (8,), "small_bert, each alone on 
     "small_bert, one by one on all threads": Case(partial(case_way, "one by one"), "onnx"),
     "small_bert, one by one on threads that spin": Case(partial(case_way, "spinning"), "onnx"),
     "small_bert, padded batches of like length": Case(partial(case_way, "padded"), "onnx"),
-    "small_bert, rounded by column, each alone": Case(partial(case_form, rounded_by_column), "onnx"),
-    "small_bert, in 32 bits, each alone": Case(partial(case_form, exact_file), "onnx"),
+    "small_bert, smooth, rounded by column": Case(partial(case_form, as_saved), "onnx", (1_000,)),
+    "small_bert, rounded by column": Case(partial(case_form, rounded_by_column), "onnx", (1_000,)),
+    "small_bert, rounded in blocks": Case(partial(case_form, rounded_in_blocks), "onnx", (1_000,)),
+    "small_bert, in 32 bits": Case(partial(case_form, exact_file), "onnx", (1_000,)),
     "products of matrices of 8 bits": Case(partial(case_matrices, 8), "onnx"),
     "products of matrices of 32 bits": Case(partial(case_matrices, 32), "onnx"),
     "reading memory": Case(case_memory, sizes=(8,)),
