@@ -245,7 +245,7 @@ def card_page(card: dict[str, Any]) -> Iterator[str]:
                 [(part["name"], f"{part['rows']:,}", part["weight"], f"`{part['sha256'][:16]}…`") for part in card["training_data"]])
     if "members" in card:
         yield "## Members\n\n" + table(("model", "weight"), [(f"[{part['model']}]({part['model']}.md)", part["weight"]) for part in card["members"]])
-    yield f"## How it was made\n\n```sh\n{card['command']}\n```"
+    yield f"## How it was made\n\n```sh\n{card['command']}\n```\n\n{card.get('note', '')}"
     yield table(("", ""), facts_of(card))
     yield f"## Licence\n\n{card['licence']}"
 

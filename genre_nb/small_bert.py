@@ -366,6 +366,8 @@ def train_stage(
 class SmallBertClassifier(NetworkClassifier):
     "A pretrained encoder with a linear head, fine-tuned on raw descriptions."
 
+    typical_windows_: list[list[int]]  # token ids of some reference rows, on which activations are measured; learned by `fit`
+
     def __init__(
         self,
         backbone: str | None = None,  # a hub name or a folder; None: `default_backbone()`
