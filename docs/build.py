@@ -305,12 +305,13 @@ def write_sources(source: Path) -> None:
 def build(output: Path) -> int:
     "Build the pages; a warning, such as a link that leads nowhere, is an error. The exit code of Sphinx."
     with TemporaryDirectory(prefix="genre_nb_docs") as work, atomic_path(output) as pages:
-        source = Path(work) / "source"
+        source, built = Path(work) / "source", Path(work) / "pages"  # MyST-NB leaves a folder beside what it builds
         source.mkdir()
         write_sources(source)
-        code = build_main(["-q", "-W", "--keep-going", "-c", str(DOCS), "-d", f"{work}/doctrees", str(source), str(pages)])
+        code = build_main(["-q", "-W", "--keep-going", "-c", str(DOCS), "-d", f"{work}/doctrees", str(source), str(built)])
         if code:
             sys.exit(code)
+        shutil.copytree(built, pages)
     print(f"{output / 'index.html'}")
     return code
 

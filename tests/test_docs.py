@@ -56,6 +56,10 @@ def site(tmp_path_factory) -> Path:
     return output
 
 
+def test_nothing_is_left_beside_the_site(site):
+    assert list(site.parent.iterdir()) == [site]
+
+
 # ---- pages ----
 
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src"}
