@@ -16,11 +16,11 @@ __all__ = ['Work', 'STEPS', 'EXTRAS', 'NEEDS', 'REPEATS', 'PATIENCE', 'HEAD_WIDT
            'program_megabytes', 'predict_at_once', 'case_file', 'with_our_program', 'with_pandas', 'case_program',
            'case_first_answer', 'case_first_pipeline', 'needed_distributions', 'installed_megabytes', 'install_sizes',
            'resource_files', 'case_growing_fit', 'case_growing_prediction', 'growth', 'operations_a_token',
-           'first_windows', 'rounded_by_column', 'rounded_in_blocks', 'as_saved', 'case_way', 'case_form', 'mean_gap',
-           'rated', 'case_matrices', 'case_memory', 'training_windows', 'case_own_training', 'case_trainer',
-           'same_labels', 'run_step', 'run_benchmarks', 'write_benchmarks', 'read_benchmarks', 'measured',
-           'times_faster', 'steepest_growth', 'Target', 'reached', 'targets_table', 'measured_on', 'step_table',
-           'growth_table', 'install_table', 'benchmark_plot']
+           'first_windows', 'rounded_by_column', 'rounded_in_blocks', 'as_saved', 'case_way', 'case_form', 'rated',
+           'case_matrices', 'case_memory', 'training_windows', 'case_own_training', 'case_trainer', 'same_labels',
+           'run_step', 'run_benchmarks', 'write_benchmarks', 'read_benchmarks', 'measured', 'times_faster',
+           'steepest_growth', 'Target', 'reached', 'targets_table', 'measured_on', 'step_table', 'growth_table',
+           'install_table', 'benchmark_plot']
 
 # %% ../nbs/13_benchmark.ipynb #32530276
 import asyncio
@@ -1188,8 +1188,6 @@ def case_form(
     size: int,  # descriptions
 ) -> Work:
     "Small BERT, stored in another form, each description alone on a thread."
-    from scipy.special import softmax
-
     from genre_nb.onnx_model import scores_of_ids
 
     folder = _small_bert()
@@ -1199,20 +1197,17 @@ def case_form(
     operations = operations_a_token(folder) * sum(map(len, rows))
     timed = rated(lambda: scores.append(scores_of_ids(model, rows)), operations, "billion_operations_a_second")
 
+    def compared() -> dict[str, Any]:
+        from genre_nb.evaluation import compare_probabilities, softmax
+
+        forms = {name: softmax(found, model.temperature_) for name, found in (("exact", truth), ("stored", scores[-1]))}
+        return compare_probabilities(forms, None, model.settings.genres)[1]
+
     def work() -> Callable[[], dict[str, Any]]:
         speed = timed()
-        return lambda: speed() | {"same_label": float((scores[-1].argmax(axis=1) == truth.argmax(axis=1)).mean()),
-                                  "mean_gap": mean_gap(*(softmax(each / model.temperature_, axis=1) for each in (scores[-1], truth)))}
+        return lambda: speed() | {name: compared()[name] for name in ("same_label", "mean_gap")}
 
     return work
-
-
-def mean_gap(
-    probabilities: Any,  # array of shape (rows, genres)
-    others: Any,  # of the same rows
-) -> float:  # between 0 and 1
-    "How far the probability that moves most moves, in the mean over rows."
-    return float(abs(probabilities - others).max(axis=1).mean())
 
 # %% ../nbs/13_benchmark.ipynb #9a621474
 def rated(

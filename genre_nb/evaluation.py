@@ -9,9 +9,9 @@ __all__ = ['Labels', 'SCORE_LIMITS', 'check_genres', 'check_table', 'check_proba
            'calibration_noise', 'fit_temperature', 'TemperatureCalibrator', 'resampled_sums', 'score_interval',
            'bootstrap_interval', 'format_score', 'row_contributions', 'scores_of_sums', 'sampled_scores', 'score_rows',
            'majority_baseline', 'protocol_genres', 'evaluate', 'per_genre_table', 'confusion_table', 'Confusion',
-           'most_confused', 'PairedComparison', 'mcnemar', 'reliability_plot', 'confusion_plot', 'per_genre_plot',
-           'format_json', 'write_json', 'text_report', 'write_metrics', 'read_metrics', 'leaderboard',
-           'leaderboard_markdown']
+           'most_confused', 'PairedComparison', 'mcnemar', 'compare_probabilities', 'reliability_plot',
+           'confusion_plot', 'per_genre_plot', 'format_json', 'write_json', 'text_report', 'write_metrics',
+           'read_metrics', 'leaderboard', 'leaderboard_markdown']
 
 # %% ../nbs/06_evaluation.ipynb #e625b782
 import json
@@ -697,6 +697,23 @@ def _mcnemar_p(only_first: int, only_second: int) -> float:
     if discordant < 25:
         return float(binomtest(only_first, discordant, 0.5).pvalue)
     return float(chi2.sf(max(abs(only_first - only_second) - 1, 0) ** 2 / discordant, df=1))
+
+# %% ../nbs/06_evaluation.ipynb #c0ffe0a1
+def compare_probabilities(
+    forms: Mapping[str, np.ndarray],  # name -> probabilities of the same rows; the first is what others are compared with
+    genres: Sequence[str] | None,  # the true genre of each row; None: no accuracy
+    classes: Sequence[str],  # the genre of each column
+) -> list[dict[str, Any]]:  # one entry a form
+    "What becomes of a model's answers when it is stored in another form."
+    first, names, report = next(iter(forms.values())), np.asarray(classes), []
+    for name, probabilities in forms.items():
+        gaps = np.abs(probabilities - first).max(axis=1)
+        labels = names[probabilities.argmax(axis=1)]
+        report.append({"form": name, "same_label": float((labels == names[first.argmax(axis=1)]).mean()),
+                       "largest_gap": float(gaps.max()), "mean_gap": float(gaps.mean())})
+        if genres is not None:
+            report[-1]["accuracy"] = float((labels == np.asarray(genres)).mean())
+    return report
 
 # %% ../nbs/06_evaluation.ipynb #84a208dd
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"

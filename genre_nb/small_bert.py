@@ -7,7 +7,7 @@ __all__ = ['HEAD_SPEED', 'WEIGHT_DECAY', 'CHECKPOINT_SECONDS', 'TYPICAL', 'pool'
            'parameter_groups', 'warm_up_and_decay', 'Stage', 'Examples', 'Options', 'Progress', 'mixed_precision',
            'stage_key', 'Trainer', 'train_batch', 'train_epoch', 'judge_epoch', 'train_stage', 'SmallBertClassifier',
            'stages_of', 'soft_labels', 'fit_stages', 'ExportedBert', 'round_embeddings', 'largest_activations',
-           'smooth', 'quantize', 'compare_probabilities', 'Blurr', 'load_blurr', 'blurr_learner', 'small_bert']
+           'smooth', 'quantize', 'Blurr', 'load_blurr', 'blurr_learner', 'small_bert']
 
 # %% ../nbs/09_small_bert.ipynb #4f847018
 import hashlib
@@ -597,32 +597,15 @@ def quantize(
     windows: Sequence[Sequence[int]],  # token ids of some texts like those it will be asked about
 ) -> onnx.ModelProto:
     "The network with matrices and embeddings in eight bits; the head, which is small, keeps 32."
-    nodes = smooth(model, windows)
-    round_embeddings(model)
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    nodes = smooth(model, windows)
+    round_embeddings(model)
     quiet = patch.object(logging.root, "handlers", [logging.NullHandler()])  # its warning would turn on logging for everybody
     with TemporaryDirectory() as folder, quiet:
         quantize_dynamic(model, Path(folder) / MODEL_FILE, nodes_to_quantize=nodes, op_types_to_quantize=["MatMul"], per_channel=True,
                          weight_type=QuantType.QUInt8)  # signed ones overflow on processors without VNNI
         return onnx.load(Path(folder) / MODEL_FILE)
-
-# %% ../nbs/09_small_bert.ipynb #49874244
-def compare_probabilities(
-    forms: Mapping[str, np.ndarray],  # name -> probabilities of the same rows; the first is what others are compared with
-    genres: Sequence[str] | None,  # the true genre of each row; None: no accuracy
-    classes: Sequence[str],  # the genre of each column
-) -> list[dict[str, Any]]:  # one entry a form
-    "What becomes of a network's answers when it is stored in another form."
-    first, names, report = next(iter(forms.values())), np.asarray(classes), []
-    for name, probabilities in forms.items():
-        gaps = np.abs(probabilities - first).max(axis=1)
-        labels = names[probabilities.argmax(axis=1)]
-        report.append({"form": name, "same_label": float((labels == names[first.argmax(axis=1)]).mean()),
-                       "largest_gap": float(gaps.max()), "mean_gap": float(gaps.mean())})
-        if genres is not None:
-            report[-1]["accuracy"] = float((labels == np.asarray(genres)).mean())
-    return report
 
 # %% ../nbs/09_small_bert.ipynb #6658b884
 import builtins
