@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['HEAD_SPEED', 'WEIGHT_DECAY', 'CHECKPOINT_SECONDS', 'TYPICAL', 'pool', 'BertNetwork', 'set_reference_prior',
            'parameter_groups', 'warm_up_and_decay', 'Stage', 'Examples', 'Options', 'Progress', 'mixed_precision',
-           'stage_key', 'Trainer', 'train_batch', 'train_epoch', 'judge_epoch', 'train_stage', 'SmallBertClassifier',
-           'stages_of', 'soft_labels', 'fit_stages', 'ExportedBert', 'round_embeddings', 'largest_activations',
-           'smooth', 'quantize', 'Blurr', 'load_blurr', 'blurr_learner', 'small_bert']
+           'stage_key', 'keep_freed_memory', 'Trainer', 'train_batch', 'train_epoch', 'judge_epoch', 'train_stage',
+           'SmallBertClassifier', 'stages_of', 'soft_labels', 'fit_stages', 'ExportedBert', 'round_embeddings',
+           'largest_activations', 'smooth', 'quantize', 'Blurr', 'load_blurr', 'blurr_learner', 'small_bert']
 
 # %% ../nbs/09_small_bert.ipynb #4f847018
+import ctypes
 import hashlib
 import json
 import logging
+import platform
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -212,6 +214,14 @@ def stage_key(
     digest.update(json.dumps(told, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
+# %% ../nbs/09_small_bert.ipynb #3b9c74e0
+def keep_freed_memory() -> bool:  # whether the C library can be told; only glibc can
+    "Keep memory that a batch frees for the next one, for the rest of the process, rather than have the system clear it anew."
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    return bool(library.mallopt(-4, 0) and library.mallopt(-1, 2**31 - 1))  # M_MMAP_MAX, M_TRIM_THRESHOLD
+
 # %% ../nbs/09_small_bert.ipynb #ffaf9890
 def _share(batches: list[np.ndarray], accelerator: Accelerator) -> list[np.ndarray]:
     count = accelerator.num_processes  # each process takes as many batches
@@ -236,6 +246,7 @@ class Trainer:
         self.plan = [_share(epoch_plan(stage.weights, examples.lengths, stage.batch_tokens, [stage.seed, epoch]), self.accelerator)
                      for epoch in range(stage.epochs)]
         network.to(self.accelerator.device)
+        keep_freed_memory()
         groups = parameter_groups(network, stage.learning_rate, options.layerwise_decay)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         steps = sum(-(-len(batches) // options.accumulation) for batches in self.plan)
