@@ -9,19 +9,21 @@ __all__ = ['MARKS', 'PADDING', 'UNKNOWN', 'BACKBONE', 'VECTOR_SCALE', 'REFERENCE
            'starting_vectors', 'ReferenceNetwork', 'reverse_each', 'BothWays', 'attention_weights', 'drop_features',
            'DescriptionNetwork', 'Stored', 'drawn_rows', 'bucketed_batches', 'epoch_plan', 'ShownIds', 'pad_samples',
            'PlannedLoader', 'target_names', 'make_loaders', 'source_shifts', 'SourceLoss', 'loss_weights', 'MacroF1',
-           'NoValidation', 'TerminalProgress', 'make_learner', 'train_quietly', 'to_onnx', 'forget_origin',
-           'store_halves', 'NetworkClassifier', 'store_network', 'fold_into_head', 'NeuralClassifier', 'known_vectors',
-           'build_network', 'learner_of', 'fit_network', 'finish', 'network_scores', 'tiny_backbone',
-           'reference_network', 'Screening', 'run_name', 'kept_run', 'screen', 'screening_table', 'kept_validation',
-           'neural_bag_of_words', 'lstm', 'gru']
+           'NoValidation', 'TerminalProgress', 'give_memory_back', 'GiveMemoryBack', 'make_learner', 'train_quietly',
+           'to_onnx', 'forget_origin', 'store_halves', 'NetworkClassifier', 'store_network', 'fold_into_head',
+           'NeuralClassifier', 'known_vectors', 'build_network', 'learner_of', 'fit_network', 'finish',
+           'network_scores', 'tiny_backbone', 'reference_network', 'Screening', 'run_name', 'kept_run', 'screen',
+           'screening_table', 'kept_validation', 'neural_bag_of_words', 'lstm', 'gru']
 
 # %% ../nbs/08_neural.ipynb #afc4d11d
+import ctypes
 import gc
 import gzip
 import hashlib
 import json
 import logging
 import os
+import platform
 import time
 import warnings
 from collections import Counter
@@ -631,6 +633,19 @@ class TerminalProgress(Callback):
         "Training is over."
         self.bar.close()
 
+
+def give_memory_back() -> bool:  # whether some was; only glibc can be asked for it
+    "Give freed memory back to the system, also that between pieces in use."
+    return platform.libc_ver()[0] == "glibc" and bool(ctypes.CDLL(None).malloc_trim(0))
+
+
+class GiveMemoryBack(Callback):
+    "Gives freed memory back after each epoch."
+
+    def after_epoch(self) -> None:
+        "An epoch is done."
+        give_memory_back()
+
 # %% ../nbs/08_neural.ipynb #0ae0075f
 def make_learner(
     network: nn.Module,  # called with ids alone; trained in place
@@ -654,7 +669,7 @@ def train_quietly(
 ) -> list[float]:  # the loss of each batch, smoothed
     "One cycle, without fastai's tables; a bar on a terminal."
     learn.remove_cb(ProgressCallback)
-    callbacks = [TerminalProgress()]
+    callbacks = [TerminalProgress(), GiveMemoryBack()]
     with TemporaryDirectory() as folder, learn.no_logging(), redirect_stdout(StringIO()):  # its callbacks print
         learn.path = Path(folder)
         if patience is not None:
