@@ -6,7 +6,7 @@
 __all__ = ['GENRES', 'REFERENCE_6', 'PROTOCOLS', 'SEED', 'most_frequent_genres', 'canonical_genre', 'resource_directory',
            'checkout_directory', 'home_directory', 'environment', 'data_directory', 'processed_directory',
            'models_directory', 'metrics_directory', 'find_folder', 'available_processors', 'hardware', 'atomic_path',
-           'set_seeds', 'require', 'PeakMemory']
+           'set_seeds', 'require', 'PeakMemory', 'give_memory_back', 'keep_freed_memory']
 
 # %% ../nbs/00_core.ipynb #cac8c50d
 import importlib
@@ -258,3 +258,21 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._done.wait(0.05):
             self._look()
+
+# %% ../nbs/00_core.ipynb #d90b3f26
+def _c_library() -> Any:  # None if it is not glibc, which alone has these settings
+    import ctypes
+
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def give_memory_back() -> bool:  # whether some was
+    "Give freed memory back to the system, also that between pieces in use."
+    library = _c_library()
+    return bool(library and library.malloc_trim(0))
+
+
+def keep_freed_memory() -> bool:  # whether the C library does so
+    "Keep freed memory for the next piece, for the rest of the process, except when `give_memory_back` is called."
+    library = _c_library()
+    return bool(library and library.mallopt(-4, 0) and library.mallopt(-1, 2**31 - 1))  # M_MMAP_MAX, M_TRIM_THRESHOLD

@@ -9,21 +9,19 @@ __all__ = ['MARKS', 'PADDING', 'UNKNOWN', 'BACKBONE', 'VECTOR_SCALE', 'REFERENCE
            'starting_vectors', 'ReferenceNetwork', 'reverse_each', 'BothWays', 'attention_weights', 'drop_features',
            'DescriptionNetwork', 'Stored', 'drawn_rows', 'bucketed_batches', 'epoch_plan', 'ShownIds', 'pad_samples',
            'PlannedLoader', 'target_names', 'make_loaders', 'source_shifts', 'SourceLoss', 'loss_weights', 'MacroF1',
-           'NoValidation', 'TerminalProgress', 'give_memory_back', 'GiveMemoryBack', 'make_learner', 'train_quietly',
-           'to_onnx', 'forget_origin', 'store_halves', 'NetworkClassifier', 'store_network', 'fold_into_head',
-           'NeuralClassifier', 'known_vectors', 'build_network', 'learner_of', 'fit_network', 'finish',
-           'network_scores', 'tiny_backbone', 'reference_network', 'Screening', 'run_name', 'kept_run', 'screen',
-           'screening_table', 'kept_validation', 'neural_bag_of_words', 'lstm', 'gru']
+           'NoValidation', 'TerminalProgress', 'GiveMemoryBack', 'make_learner', 'train_quietly', 'to_onnx',
+           'forget_origin', 'store_halves', 'NetworkClassifier', 'store_network', 'fold_into_head', 'NeuralClassifier',
+           'known_vectors', 'build_network', 'learner_of', 'fit_network', 'finish', 'network_scores', 'tiny_backbone',
+           'reference_network', 'Screening', 'run_name', 'kept_run', 'screen', 'screening_table', 'kept_validation',
+           'neural_bag_of_words', 'lstm', 'gru']
 
 # %% ../nbs/08_neural.ipynb #afc4d11d
-import ctypes
 import gc
 import gzip
 import hashlib
 import json
 import logging
 import os
-import platform
 import time
 import warnings
 from collections import Counter
@@ -69,7 +67,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 from transformers.utils import logging as transformers_logging
 
 # %% ../nbs/08_neural.ipynb #bc5ecc1c
-from .core import SEED, atomic_path
+from .core import SEED, atomic_path, give_memory_back
 from .data import hold_out
 from .evaluation import Labels, accuracy, fit_temperature, log_shares, macro_f1, softmax
 from genre_nb.onnx_model import (
@@ -632,11 +630,6 @@ class TerminalProgress(Callback):
     def after_fit(self) -> None:
         "Training is over."
         self.bar.close()
-
-
-def give_memory_back() -> bool:  # whether some was; only glibc can be asked for it
-    "Give freed memory back to the system, also that between pieces in use."
-    return platform.libc_ver()[0] == "glibc" and bool(ctypes.CDLL(None).malloc_trim(0))
 
 
 class GiveMemoryBack(Callback):

@@ -5,16 +5,14 @@
 # %% auto #0
 __all__ = ['HEAD_SPEED', 'WEIGHT_DECAY', 'CHECKPOINT_SECONDS', 'TYPICAL', 'pool', 'BertNetwork', 'set_reference_prior',
            'parameter_groups', 'warm_up_and_decay', 'Stage', 'Examples', 'Options', 'Progress', 'mixed_precision',
-           'stage_key', 'keep_freed_memory', 'Trainer', 'train_batch', 'train_epoch', 'judge_epoch', 'train_stage',
-           'SmallBertClassifier', 'stages_of', 'soft_labels', 'fit_stages', 'ExportedBert', 'round_embeddings',
-           'largest_activations', 'smooth', 'quantize', 'Blurr', 'load_blurr', 'blurr_learner', 'small_bert']
+           'stage_key', 'Trainer', 'train_batch', 'train_epoch', 'judge_epoch', 'train_stage', 'SmallBertClassifier',
+           'stages_of', 'soft_labels', 'fit_stages', 'ExportedBert', 'round_embeddings', 'largest_activations',
+           'smooth', 'quantize', 'Blurr', 'load_blurr', 'blurr_learner', 'small_bert']
 
 # %% ../nbs/09_small_bert.ipynb #4f847018
-import ctypes
 import hashlib
 import json
 import logging
-import platform
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +31,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from .core import SEED, atomic_path, processed_directory
+from .core import SEED, atomic_path, give_memory_back, keep_freed_memory, processed_directory
 from .data import hold_out
 from .evaluation import log_shares, macro_f1
 from genre_nb.neural import (
@@ -214,14 +212,6 @@ def stage_key(
     digest.update(json.dumps(told, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/09_small_bert.ipynb #3b9c74e0
-def keep_freed_memory() -> bool:  # whether the C library can be told; only glibc can
-    "Keep memory that a batch frees for the next one, for the rest of the process, rather than have the system clear it anew."
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    library = ctypes.CDLL(None)
-    return bool(library.mallopt(-4, 0) and library.mallopt(-1, 2**31 - 1))  # M_MMAP_MAX, M_TRIM_THRESHOLD
-
 # %% ../nbs/09_small_bert.ipynb #ffaf9890
 def _share(batches: list[np.ndarray], accelerator: Accelerator) -> list[np.ndarray]:
     count = accelerator.num_processes  # each process takes as many batches
@@ -246,7 +236,7 @@ class Trainer:
         self.plan = [_share(epoch_plan(stage.weights, examples.lengths, stage.batch_tokens, [stage.seed, epoch]), self.accelerator)
                      for epoch in range(stage.epochs)]
         network.to(self.accelerator.device)
-        keep_freed_memory()
+        keep_freed_memory()  # each batch needs about as much as the one before
         groups = parameter_groups(network, stage.learning_rate, options.layerwise_decay)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         steps = sum(-(-len(batches) // options.accumulation) for batches in self.plan)
@@ -371,6 +361,7 @@ def train_stage(
                 network.load_state_dict(trainer.best)
             save_state()
     trainer.accelerator.unwrap_model(trainer.parallel, keep_fp32_wrapper=False)  # answers are computed in 32 bits
+    give_memory_back()
     return trainer.progress
 
 # %% ../nbs/09_small_bert.ipynb #727aca4b
