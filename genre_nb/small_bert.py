@@ -181,6 +181,7 @@ class Progress:
     batch: int = 0  # within the epoch
     finished: bool = False
     seconds: float = 0.0
+    taken_over: bool = False  # an earlier fit had finished it: its seconds are that fit's
     losses: list[float] = field(default_factory=list)  # of each batch
     scores: list[float] = field(default_factory=list)  # of held-out rows after each epoch, if there are any
 
@@ -334,6 +335,7 @@ def train_stage(
     trainer = Trainer(network, examples, stage, options, validate)
     if path and path.is_file():
         trainer.go_on_from(torch.load(path, map_location="cpu", weights_only=True))  # tensors and numbers, no code
+        trainer.progress.taken_over = trainer.progress.finished
     before, started = trainer.progress.seconds, time.monotonic()
     done = sum(map(len, trainer.plan[:trainer.progress.epoch])) + trainer.progress.batch
     with tqdm(total=sum(map(len, trainer.plan)), initial=done, desc=stage.name, unit="batch", disable=None) as bar:
@@ -503,7 +505,8 @@ def fit_stages(
     classifier.network_, classifier.classes_, classifier.temperature_ = network.cpu().eval(), classes, 1.0
     own = [windows[row] for row in np.flatnonzero((origin == 0) & (training.weights > 0))]
     classifier.typical_windows_ = own[::-(-len(own) // TYPICAL)]
-    classifier.seconds_ = sum(progress.seconds for progress in classifier.progress_.values())  # earlier runs included
+    own_stages = [progress for progress in classifier.progress_.values() if not progress.taken_over]
+    classifier.seconds_ = sum(progress.seconds for progress in own_stages)  # those before an interruption included
     return classifier
 
 # %% ../nbs/09_small_bert.ipynb #c2f377f7
