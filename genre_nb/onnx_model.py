@@ -306,10 +306,12 @@ def _load_skops(folder: Path) -> Any:
 def load_ensemble(
     folder: Path | str,  # holds card.json with `members`: [{"model", "weight"}, …], and `calibration`
 ) -> Ensemble:
-    "Load an ensemble and its members, your own first; a member that is not there is a ValueError."
+    "Load an ensemble with the members that lie next to it, else those that have their names; a missing one is a ValueError."
     card, members = json.loads((Path(folder) / CARD_FILE).read_text(encoding="utf-8")), {}
     for member in card["members"]:
-        found = find_folder("models", f"{member['model']}/{CARD_FILE}")
+        named = find_folder("models", f"{member['model']}/{CARD_FILE}")
+        beside = Path(folder).parent / member["model"] / CARD_FILE
+        found = beside if beside.is_file() else named
         if found is None:
             raise ValueError(f"the ensemble {card['model']!r} needs the model {member['model']!r}, which is not there")
         storage = json.loads(found.read_text(encoding="utf-8"))["format"]
