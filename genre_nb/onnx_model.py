@@ -309,7 +309,7 @@ def load_ensemble(
     "Load an ensemble with the members that lie next to it, else those that have their names; a missing one is a ValueError."
     card, members = json.loads((Path(folder) / CARD_FILE).read_text(encoding="utf-8")), {}
     for member in card["members"]:
-        named = find_folder("models", f"{member['model']}/{CARD_FILE}")
+        named = find_folder("models", f"{member['model']}/{CARD_FILE}")  # refuses a name that leads elsewhere
         beside = Path(folder).parent / member["model"] / CARD_FILE
         found = beside if beside.is_file() else named
         if found is None:
